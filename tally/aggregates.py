@@ -1,0 +1,171 @@
+"""Aggregations as partial states that merge without loss, and the one operation that turns a state into a value.
+
+For each column a state keeps *cells*: a count of non-nulls, exact sums (`tally.exact`), and least or greatest entries by a
+total order. A value's order is that of an unsigned 64-bit *rank*; for first and last the rank of the row is
+``(event_timestamp, partition, offset)``. Every cell merges by addition, min or max, so a window's value depends only on
+the set of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tally import exact
+from tally.columns import Column, canonical
+from tally.dtypes import FLOATS, INTEGERS, Dtype
+from tally.errors import DataError
+
+Cell = Literal["sum", "squares", "min", "max", "first", "last"]
+Ranks = NDArray[np.uint64]
+
+CELLS: Final[dict[str, tuple[Cell, ...]]] = {
+    "count": (),
+    "sum": ("sum",),
+    "mean": ("sum",),
+    "std": ("sum", "squares"),
+    "var": ("sum", "squares"),
+    "min": ("min",),
+    "max": ("max",),
+    "first": ("first",),
+    "last": ("last",),
+}
+"""Which cells each function needs, besides the count of non-nulls, which every column has."""
+
+FUNCTIONS: Final = tuple(CELLS)
+CELL_ORDER: Final[tuple[Cell, ...]] = ("sum", "squares", "min", "max", "first", "last")
+_SIGN: Final = np.uint64(1 << 63)
+
+
+def output_dtype(function: str, dtype: Dtype) -> Dtype:
+    """The dtype of an aggregation's value. Raises DataError when the function does not apply to the column's dtype."""
+    if function == "count":
+        return "Int64"
+    numeric = dtype in FLOATS or dtype in INTEGERS
+    if function in ("sum", "mean", "std", "var") and numeric:
+        return "Int64" if function == "sum" and dtype in INTEGERS else "Float64"
+    if function in ("min", "max", "first", "last") and (numeric or dtype == "UnixTimestamp"):
+        return dtype
+    raise DataError(f"{function} does not apply to {dtype} columns")
+
+
+def limb_count(cell: Cell, dtype: Dtype) -> int:
+    """How many limbs a sum or squares cell of a column of `dtype` has."""
+    if dtype in FLOATS:
+        return exact.FLOAT_LIMBS if cell == "sum" else exact.SQUARE_LIMBS
+    return exact.INT_LIMBS if cell == "sum" else exact.INT_SQUARE_LIMBS
+
+
+def summable(column: Column) -> NDArray[np.bool_]:
+    """Which rows of a column can be summed exactly: nulls, integers, and finite floats below 2^64 in magnitude."""
+    if column.dtype in FLOATS:
+        return np.abs(column.values) < exact.FLOAT_BOUND
+    return np.ones(len(column), np.bool_)
+
+
+def ranks(column: Column) -> Ranks:
+    """Each value as an unsigned integer in the same order. -0.0 ranks below 0.0, so the order is total."""
+    if column.dtype in FLOATS:
+        bits = column.values.astype(np.float64).view(np.uint64)
+        return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    return column.values.astype(np.int64).view(np.uint64) ^ _SIGN
+
+
+def from_ranks(dtype: Dtype, rank: Ranks) -> NDArray[Any]:
+    """The values of `ranks`, in the storage dtype."""
+    if dtype in FLOATS:
+        bits = np.where(rank & _SIGN, rank ^ _SIGN, ~rank)
+        values = bits.view(np.float64)
+        return values if dtype == "Float64" else values.astype(np.float32)
+    integers = (rank ^ _SIGN).view(np.int64)
+    if dtype == "Bool":
+        return integers.astype(np.bool_)
+    return integers.astype(np.int32) if dtype == "Int32" else integers
+
+
+def limbs_of(column: Column, cell: Cell) -> exact.Limbs:
+    """The sum or squares limbs of each row, shape (n, `limb_count`); zero where null."""
+    if column.dtype in FLOATS:
+        values = column.values.astype(np.float64, copy=False)
+        return exact.split_floats(values) if cell == "sum" else exact.split_squares(values)
+    integers = column.values.astype(np.int64)
+    return exact.split_integers(integers) if cell == "sum" else exact.split_integer_squares(integers)
+
+
+@dataclass(frozen=True, slots=True)
+class EventOrder:
+    """The total order of events, one entry per row: `timestamp` int64 µs, `partition` int64, `offset` int64."""
+
+    timestamp: NDArray[np.int64]
+    partition: NDArray[np.int64]
+    offset: NDArray[np.int64]
+
+    def take(self, positions: NDArray[Any]) -> EventOrder:
+        """The entries at `positions` (integers or a mask)."""
+        return EventOrder(self.timestamp[positions], self.partition[positions], self.offset[positions])
+
+    def sort_keys(self) -> tuple[NDArray[np.int64], ...]:
+        """Keys for `numpy.lexsort`, least significant first."""
+        return self.offset, self.partition, self.timestamp
+
+
+@dataclass(slots=True)
+class State:
+    """States of one column for n groups: `count` int64 (n,), `limbs` per sum cell (n, k), `rank` per ordered cell (n,).
+
+    A rank is meaningless where `count` is 0.
+    """
+
+    count: NDArray[np.int64]
+    limbs: dict[Cell, exact.Limbs]
+    rank: dict[Cell, Ranks]
+
+
+def finalize(function: str, dtype: Dtype, state: State, feature: str) -> Column:
+    """The value of `function` over each group: null for an empty group, except count. The only place that rounds.
+
+    `mean` is the correctly rounded sum divided by the count (as `statistics.fmean`); `std` and `var` are the sample's (as
+    `statistics.stdev`), null below two rows, rounded once from the exact fraction.
+    Raises DataError, naming `feature`, when a sum of integers does not fit int64.
+    """
+    present = state.count > 0
+    if function == "count":
+        return Column("Int64", state.count.astype(np.int64), np.ones(len(state.count), np.bool_))
+    if function in ("min", "max", "first", "last"):
+        return canonical(dtype, from_ranks(dtype, state.rank[function]), present)  # type: ignore[index]
+    lowest = exact.FLOAT_LOWEST if dtype in FLOATS else 0
+    if function == "sum" and dtype in INTEGERS:
+        limbs = exact.carry(state.limbs["sum"])
+        if not exact.fits_int64(limbs).all():
+            raise DataError(f"{feature}: a sum of integers is outside int64; aggregate a Float64 column instead.")
+        return canonical("Int64", exact.to_int64(limbs), present)
+    if function in ("sum", "mean"):
+        total = exact.to_float64(state.limbs["sum"], lowest)
+        if function == "mean":
+            total = total / np.maximum(state.count, 1)
+        return canonical("Float64", total, present)
+    return _spread(function, state, lowest)
+
+
+def _spread(function: str, state: State, lowest: int) -> Column:
+    values = np.zeros(len(state.count), np.float64)
+    enough = state.count > 1
+    positions = np.flatnonzero(enough)
+    totals = exact.to_python(state.limbs["sum"][positions])
+    squares = exact.to_python(state.limbs["squares"][positions])
+    counts = state.count[positions].tolist()
+    root = function == "std"
+    for position, count, total, square in zip(positions.tolist(), counts, totals, squares, strict=True):
+        numerator, denominator = exact.sample_variance(count, total, square, -lowest)
+        values[position] = exact.sqrt_of_fraction(numerator, denominator) if root else numerator / denominator
+    return canonical("Float64", values, enough)
+
+
+def cells_of(functions: Iterable[str]) -> tuple[Cell, ...]:
+    """The cells that a set of functions over one column needs, in the order in which they are stored."""
+    needed = {cell for function in functions for cell in CELLS[function]}
+    return tuple(cell for cell in CELL_ORDER if cell in needed)

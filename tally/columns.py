@@ -1,0 +1,247 @@
+"""Columns: named arrays with nulls that never change a dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tally.dtypes import STORAGE, VARIABLE_WIDTH, Dtype
+from tally.errors import DataError
+from tally.time import from_datetime64, instant, to_datetime
+
+Values = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Values of one logical dtype, and which of them are there.
+
+    `values` has shape (n,) and the dtype `STORAGE[dtype]`; `valid` has shape (n,). Where `valid` is False the value is
+    zero (None for strings and bytes), so equal columns have equal bytes. NaN is null.
+    """
+
+    dtype: Dtype
+    values: Values
+    valid: Mask
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, positions: NDArray[np.int64], found: Mask | None = None) -> Column:
+        """The rows at `positions`; null where `found` is False (positions there are ignored)."""
+        if found is None:
+            return Column(self.dtype, self.values[positions], self.valid[positions])
+        if len(self) == 0:
+            return nulls(self.dtype, len(positions))
+        safe = np.where(found, positions, 0)
+        return canonical(self.dtype, self.values[safe], self.valid[safe] & found)
+
+    def to_user(self) -> Values:
+        """The array that a user's function gets: NaN, NaT, None or a masked array where null."""
+        if self.dtype in ("Float64", "Float32"):
+            if self.valid.all():
+                return self.values
+            return np.where(self.valid, self.values, self.values.dtype.type(np.nan))
+        if self.dtype == "UnixTimestamp":
+            moments = self.values.astype("datetime64[us]")
+            moments[~self.valid] = np.datetime64("NaT")
+            return moments
+        if self.dtype in VARIABLE_WIDTH:
+            return self.values
+        return cast(Values, np.ma.MaskedArray(self.values, ~self.valid))
+
+    def to_list(self) -> list[Any]:
+        """Python values with None for nulls; timestamps are aware UTC datetimes."""
+        if self.dtype == "UnixTimestamp":
+            return [
+                to_datetime(v) if ok else None for v, ok in zip(self.values.tolist(), self.valid.tolist(), strict=True)
+            ]
+        if self.dtype in VARIABLE_WIDTH or self.valid.all():
+            return cast(list[Any], self.values.tolist())
+        return [v if ok else None for v, ok in zip(self.values.tolist(), self.valid.tolist(), strict=True)]
+
+
+def canonical(dtype: Dtype, values: Values, valid: Mask) -> Column:
+    """A column from values of the storage dtype, with nulls zeroed and NaN made null. May reuse `values`."""
+    if dtype in ("Float64", "Float32"):
+        valid = valid & ~np.isnan(values)
+    if not valid.all():
+        values = values.copy()
+        values[~valid] = None if dtype in VARIABLE_WIDTH else 0
+    return Column(dtype, values, valid)
+
+
+def nulls(dtype: Dtype, count: int) -> Column:
+    """A column of `count` nulls."""
+    storage = STORAGE[dtype]
+    empty = np.full(count, None, object) if dtype in VARIABLE_WIDTH else np.zeros(count, storage)
+    return Column(dtype, empty, np.zeros(count, np.bool_))
+
+
+def concatenate(columns: Sequence[Column]) -> Column:
+    """One column after the other; all of one dtype, at least one column."""
+    return Column(
+        columns[0].dtype,
+        np.concatenate([c.values for c in columns]),
+        np.concatenate([c.valid for c in columns]),
+    )
+
+
+def infer_dtype(array: Values) -> Dtype:
+    """The logical dtype of an array that a user's function returned (it may be empty). Raises DataError for others."""
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "f":
+        return "Float32" if size <= 4 else "Float64"
+    if kind in "iu":
+        return "Int32" if size < 4 or (size == 4 and kind == "i") else "Int64"
+    if kind == "b":
+        return "Bool"
+    if kind == "M":
+        return "UnixTimestamp"
+    if kind in "UOT":
+        return "String"
+    if kind == "S":
+        return "Bytes"
+    raise DataError(f"an array of NumPy dtype {array.dtype} has no feature dtype")
+
+
+def column(dtype: Dtype, data: Any, name: str = "column") -> Column:
+    """A column from anything array-like: NumPy (masked, datetime64, object with None), lists, scalars' lists.
+
+    Never goes through float64 for integers, so ``2**60 + 1`` beside a null survives. Raises DataError, naming `name`,
+    when a value does not fit the dtype (a string for a number, a fraction for an integer, an overflow).
+    """
+    mask: Any = None
+    if isinstance(data, np.ma.MaskedArray):
+        mask, data = np.ma.getmaskarray(data), data.data
+    array = data if isinstance(data, np.ndarray) else _object_array(data)
+    if array.ndim != 1:
+        raise DataError(f"{name}: expected one dimension, got shape {array.shape}; return one value for each row.")
+    try:
+        values, valid = _convert(dtype, array)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{name}: {error}; expected {dtype} values.") from error
+    if mask is not None:
+        valid = valid & ~mask
+    return canonical(dtype, values, valid)
+
+
+def _object_array(data: Any) -> Values:
+    items = list(data)
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+def _is_null(item: Any) -> bool:
+    # NaN, NaT and pandas.NaT differ from themselves; pandas.NA cannot say whether it does.
+    if item is None:
+        return True
+    if isinstance(item, str | bytes | int):
+        return False
+    try:
+        return bool(item != item)  # noqa: PLR0124
+    except TypeError:
+        return True
+
+
+def _convert(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
+    kind = array.dtype.kind
+    if kind == "O":
+        return _convert_objects(dtype, array)
+    valid = np.ones(len(array), np.bool_)
+    storage = STORAGE[dtype]
+    if dtype in ("Float64", "Float32") and kind in "fiub":
+        if kind == "f" and dtype == "Float32" and array.dtype.itemsize > 4:
+            with np.errstate(over="ignore"):
+                return array.astype(storage), valid
+        return array.astype(storage, copy=False), valid
+    if dtype in ("Int64", "Int32") and kind in "iub":
+        _check_range(array, storage)
+        return array.astype(storage, copy=False), valid
+    if dtype in ("Int64", "Int32") and kind == "f":
+        present = ~np.isnan(array)
+        whole = array[present]
+        if (whole != np.trunc(whole)).any() or (np.abs(whole) > 2**53).any():
+            raise ValueError("floating-point values that are not exact integers")
+        filled = np.where(present, array, 0).astype(np.int64)
+        _check_range(filled, storage)
+        return filled.astype(storage), present
+    if dtype == "Bool" and kind == "b":
+        return array, valid
+    if dtype == "UnixTimestamp" and kind == "M":
+        valid = ~np.isnat(array)
+        return from_datetime64(np.where(valid, array, np.datetime64(0, "s").astype(array.dtype))), valid
+    if dtype == "UnixTimestamp" and kind == "i":
+        return array.astype(np.int64), valid
+    if dtype == "String" and kind in "UT":
+        return array.astype(object), valid
+    if dtype == "Bytes" and kind == "S":
+        return array.astype(object), valid
+    raise TypeError(f"NumPy {array.dtype} values")
+
+
+def _check_range(array: Values, storage: np.dtype[np.generic]) -> None:
+    if len(array) == 0 or array.dtype == storage or array.dtype.kind == "b":
+        return
+    bounds = np.iinfo(storage.type)  # type: ignore[type-var]
+    if int(array.max()) > bounds.max or int(array.min()) < bounds.min:
+        raise OverflowError(f"integers outside {bounds.min}..{bounds.max}")
+
+
+def _convert_objects(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
+    items = array.tolist()
+    valid = np.fromiter((not _is_null(i) for i in items), np.bool_, len(items))
+    if dtype in VARIABLE_WIDTH:
+        expected = str if dtype == "String" else bytes
+        wrong = next((i for i, ok in zip(items, valid, strict=True) if ok and not isinstance(i, expected)), None)
+        if wrong is not None:
+            raise TypeError(f"{wrong!r} is {type(wrong).__name__}")
+        return array, valid  # `canonical` clears what is null
+    values = np.zeros(len(items), STORAGE[dtype])
+    scalar = _SCALARS[dtype]
+    for position in np.flatnonzero(valid).tolist():
+        values[position] = scalar(items[position])
+    return values, valid
+
+
+def _float(item: Any) -> float:
+    if isinstance(item, str | bytes):
+        raise TypeError(f"{item!r} is {type(item).__name__}")
+    return float(item)
+
+
+def _integer(item: Any) -> int:
+    if isinstance(item, str | bytes):
+        raise TypeError(f"{item!r} is {type(item).__name__}")
+    if int(item) != item:
+        raise ValueError(f"{item!r} is not a whole number")
+    return int(item)
+
+
+def _boolean(item: Any) -> bool:
+    if isinstance(item, bool | np.bool_):
+        return bool(item)
+    raise TypeError(f"{item!r} is {type(item).__name__}")
+
+
+def _moment(item: Any) -> int:
+    if isinstance(item, date) and not isinstance(item, datetime):
+        raise TypeError(f"{item!r} is a date without a time")
+    return instant(item)
+
+
+_SCALARS: dict[Dtype, Any] = {
+    "Float64": _float,
+    "Float32": _float,
+    "Int64": _integer,
+    "Int32": _integer,
+    "Bool": _boolean,
+    "UnixTimestamp": _moment,
+}

@@ -1,0 +1,172 @@
+"""Exact sums: numbers as integers in limbs of 32 bits, which add without rounding, in any order.
+
+A number is ``sum(limb[k] * 2**(32 * k + lowest))``. Limbs are int64, so millions of rows may be added limb by limb before
+`carry` brings them back to canonical form: every limb but the top one in ``[0, 2**32)``, the top one signed. Canonical
+limbs are unique for a value: equal sums have equal bytes. Only `to_float64` rounds, once, half to even.
+
+`lowest` is -96 for floats (so 2^-96..2^64 fits five limbs, and a sixth holds the growth), -192 for their squares, 0 for
+integers and theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Limbs = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+BITS: Final = 32
+MASK: Final = np.int64(0xFFFF_FFFF)
+FLOAT_LOWEST: Final = -96
+FLOAT_LIMBS: Final = 6
+SQUARE_LOWEST: Final = 2 * FLOAT_LOWEST
+SQUARE_LIMBS: Final = 11
+INT_LIMBS: Final = 3
+INT_SQUARE_LIMBS: Final = 5
+FLOAT_BOUND: Final = 2.0**64
+"""Floats that are summed must be smaller than this in magnitude."""
+
+_VELTKAMP: Final = 2.0**27 + 1
+
+
+def split_floats(values: Floats, limbs: int = FLOAT_LIMBS, lowest: int = FLOAT_LOWEST) -> Limbs:
+    """Limbs of each float, shape (n, limbs), truncated toward zero below ``2**lowest``.
+
+    Each step takes the leading 32 bits away; scaling by a power of two, truncating and subtracting are all exact.
+    """
+    out = np.zeros((len(values), limbs), np.int64)
+    rest = np.array(values, np.float64)
+    for k in range(limbs - 2, -1, -1):
+        scale = 2.0 ** (BITS * k + lowest)
+        digit = np.trunc(rest * (1.0 / scale))
+        rest -= digit * scale
+        out[:, k] = digit
+    return out
+
+
+def split_squares(values: Floats) -> Limbs:
+    """Limbs of the exact square of each float (after truncation at 2^-96), shape (n, 11).
+
+    The square is written as high + low, both floats, without error (Dekker 1971, Veltkamp's splitting).
+    """
+    scale = 2.0**FLOAT_LOWEST
+    small = np.abs(values) < 1.0  # above it, 52 fraction bits end well before 2^-96
+    x = np.where(small, np.trunc(np.where(small, values, 0.0) / scale) * scale, values)
+    big = x * _VELTKAMP
+    head = big - (big - x)
+    tail = x - head
+    high = x * x
+    low = ((head * head - high) + 2.0 * head * tail) + tail * tail
+    return split_floats(high, SQUARE_LIMBS, SQUARE_LOWEST) + split_floats(low, SQUARE_LIMBS, SQUARE_LOWEST)
+
+
+def split_integers(values: NDArray[np.int64]) -> Limbs:
+    """Limbs of each integer, shape (n, 3)."""
+    out = np.zeros((len(values), INT_LIMBS), np.int64)
+    out[:, 0] = values & MASK
+    out[:, 1] = values >> BITS
+    return out
+
+
+def split_integer_squares(values: NDArray[np.int64]) -> Limbs:
+    """Limbs of the square of each integer, shape (n, 5)."""
+    magnitude = np.where(values < 0, -values.astype(np.uint64), values.astype(np.uint64)).astype(np.uint64)
+    mask, bits = np.uint64(MASK), np.uint64(BITS)
+    low, high = magnitude & mask, magnitude >> bits
+    out = np.zeros((len(values), INT_SQUARE_LIMBS), np.int64)
+    cross = low * high  # counted twice below: 2 * low * high
+    for product, position, times in ((low * low, 0, 1), (cross, 1, 2), (high * high, 2, 1)):
+        out[:, position] += (product & mask).astype(np.int64) * times
+        out[:, position + 1] += (product >> bits).astype(np.int64) * times
+    return out
+
+
+def carry(limbs: Limbs) -> Limbs:
+    """The canonical form of each row of `limbs`, shape (..., k); a new array."""
+    out = limbs.copy()
+    for k in range(out.shape[-1] - 1):
+        out[..., k + 1] += out[..., k] >> BITS
+        out[..., k] &= MASK
+    return out
+
+
+def to_float64(limbs: Limbs, lowest: int) -> Floats:
+    """The nearest float64 of each row of limbs (any form), ties to even: the one rounding. Shape (n,).
+
+    The leading 64 bits are gathered in a uint64, everything below sets its last bit ("sticky"), and that is rounded to
+    53 bits by hand. Results are at least ``2**lowest`` in magnitude, so they are never subnormal.
+    """
+    canonical = carry(limbs)
+    negative = canonical[:, -1] < 0
+    if negative.any():
+        canonical = carry(np.where(negative[:, None], -canonical, canonical))
+    count = canonical.shape[1]
+    nonzero = canonical != 0
+    top = count - 1 - np.argmax(nonzero[:, ::-1], axis=1)
+    rows = np.arange(len(canonical))
+    padded = np.concatenate([np.zeros((len(canonical), 2), np.int64), canonical], axis=1).astype(np.uint64)
+    leading, second, third = padded[rows, top + 2], padded[rows, top + 1], padded[rows, top]
+    lower = np.cumsum(nonzero, axis=1)
+    has_more = np.where(top >= 3, lower[rows, np.maximum(top - 3, 0)] > 0, False)
+
+    zeros = BITS - np.frexp(leading.astype(np.float64))[1].astype(np.int64)
+    zeros = np.where(leading == 0, 0, zeros).astype(np.uint64)
+    window = (leading << np.uint64(BITS)) | second
+    back = np.uint64(BITS) - zeros
+    bits = (window << zeros) | (third >> back)
+    dropped = (third & ((np.uint64(1) << back) - np.uint64(1))) != 0
+    bits |= (dropped | has_more).astype(np.uint64)
+
+    mantissa = bits >> np.uint64(11)
+    remainder = bits & np.uint64(0x7FF)
+    half = np.uint64(0x400)
+    up = (remainder > half) | ((remainder == half) & ((mantissa & np.uint64(1)) == 1))
+    mantissa = mantissa + up.astype(np.uint64)
+    exponent = (top - 1) * BITS - zeros.astype(np.int64) + lowest + 11
+    magnitude: Floats = np.ldexp(mantissa.astype(np.float64), exponent.astype(np.int32))
+    magnitude[negative] *= -1.0
+    return magnitude
+
+
+def to_python(limbs: Limbs) -> list[int]:
+    """The exact integer of each row, in units of ``2**lowest``."""
+    return [sum(int(limb) << (BITS * k) for k, limb in enumerate(row)) for row in limbs.tolist()]
+
+
+def fits_int64(limbs: Limbs) -> NDArray[np.bool_]:
+    """Which rows of integer limbs (canonical) lie within int64."""
+    high = (limbs[:, 2] << BITS) | limbs[:, 1] if limbs.shape[1] == INT_LIMBS else limbs[:, 1]
+    return (high >= -(1 << 31)) & (high < (1 << 31))
+
+
+def to_int64(limbs: Limbs) -> NDArray[np.int64]:
+    """The integers of canonical rows that fit int64 (see `fits_int64`)."""
+    return limbs[:, 0] | (limbs[:, 1] << BITS)
+
+
+def sample_variance(count: int, total: int, squares: int, scale: int) -> tuple[int, int]:
+    """Sample variance as an exact fraction (numerator, denominator), from integer sums in units 2^-scale and 2^-2scale."""
+    return count * squares - total * total, (count * (count - 1)) << (2 * scale)
+
+
+def sqrt_of_fraction(numerator: int, denominator: int) -> float:
+    """The float64 nearest to ``sqrt(numerator / denominator)``, correctly rounded.
+
+    As `statistics._float_sqrt_of_frac`: an integer square root of at least 109 bits, rounded to odd, rounds once more
+    without a double-rounding error.
+    """
+    if numerator == 0:
+        return 0.0
+    shift = (numerator.bit_length() - denominator.bit_length() - 109) // 2
+    if shift >= 0:
+        return float(_root_to_odd(numerator, denominator << 2 * shift) << shift)
+    return _root_to_odd(numerator << -2 * shift, denominator) / (1 << -shift)
+
+
+def _root_to_odd(numerator: int, denominator: int) -> int:
+    root = math.isqrt(numerator // denominator)
+    return root | (root * root * denominator != numerator)

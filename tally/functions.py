@@ -1,0 +1,181 @@
+"""Transformations: plain functions from named NumPy columns to named NumPy columns, and how both sides run them.
+
+A function's parameters name its inputs; it returns a dict of arrays, one value for each row. Nulls come and go in NumPy's
+own forms: NaN in floats, NaT in ``datetime64[us]``, None in object arrays of strings, masks in integers and booleans
+(`numpy.ma`). The same function gets a million rows offline and one online.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tally.columns import Column, column, infer_dtype
+from tally.errors import DataError, DefinitionError, DefinitionMismatchError
+from tally.plan import Field, Function
+
+Transformation = Callable[..., Mapping[str, Any]]
+
+
+def parameters(function: Transformation) -> tuple[str, ...]:
+    """Names of a transformation's inputs. Raises DefinitionError for ``*args`` and ``**kwargs``."""
+    signature = inspect.signature(function).parameters.values()
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY) for p in signature):
+        raise DefinitionError(f"{_name(function)} must name its inputs one by one, without * or **.")
+    return tuple(p.name for p in signature)
+
+
+def describe(function: Transformation) -> Function:
+    """Reference and source hash of a module-level function."""
+    module = inspect.getmodule(function)
+    name = getattr(function, "__name__", "")
+    if module is None or getattr(module, name, None) is not function:
+        raise DefinitionError(f"{_name(function)} must be a plain function at the top level of a module.")
+    return Function(f"{module.__name__}:{name}", source_hash(inspect.getsource(module), name))
+
+
+def source_hash(module_source: str, name: str) -> str:
+    """Hash of a function's source and of every definition in its module that it reaches, in the order of the module.
+
+    Comments outside those definitions, and other functions, do not change it. Imports that it uses do.
+    """
+    tree = ast.parse(module_source)
+    definitions: dict[str, list[ast.stmt]] = {}
+    for statement in tree.body:
+        for bound in _bound_names(statement):
+            definitions.setdefault(bound, []).append(statement)
+    reached: dict[int, ast.stmt] = {}
+    pending = [name]
+    seen: set[str] = set()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        for statement in definitions.get(current, ()):
+            reached[statement.lineno] = statement
+            pending.extend(node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
+    lines = module_source.splitlines()
+    pieces = []
+    for line in sorted(reached):
+        statement = reached[line]
+        decorators = getattr(statement, "decorator_list", [])
+        first = min([line, *(d.lineno for d in decorators)])
+        pieces.append("\n".join(text.rstrip() for text in lines[first - 1 : statement.end_lineno]))
+    return hashlib.sha256("\n".join(pieces).encode()).hexdigest()[:32]
+
+
+def _bound_names(statement: ast.stmt) -> Iterable[str]:
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+        yield statement.name
+    elif isinstance(statement, ast.Import | ast.ImportFrom):
+        for alias in statement.names:
+            yield (alias.asname or alias.name).split(".")[0]
+    else:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+
+
+def load(function: Function) -> Transformation:
+    """Import the function of a plan. Raises DefinitionMismatchError when it is missing or its source is another."""
+    module_name, name = function.reference.split(":")
+    try:
+        loaded = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise DefinitionMismatchError(
+            f"The plan needs the transformation {function.reference}, which cannot be imported here ({error}); "
+            "install the feature repository's package, or put its folder on PYTHONPATH."
+        ) from error
+    installed = describe(loaded).source_hash
+    if installed != function.source_hash:
+        raise DefinitionMismatchError(
+            f"{function.reference} has source hash {installed} here, the plan was made with {function.source_hash}; "
+            "install the version that was applied, or run feast apply with this one."
+        )
+    return loaded  # type: ignore[no-any-return]
+
+
+def run(
+    function: Transformation, inputs: Mapping[str, Column], outputs: Iterable[Field], count: int
+) -> dict[str, Column]:
+    """Run a request function on `count` rows; `outputs` are what its definition promises.
+
+    Raises DataError, naming the function, when an output is missing, of another length, or not of its dtype.
+    """
+    returned = _call(function, inputs)
+    result = {}
+    for promised in outputs:
+        if promised.name not in returned:
+            raise DataError(
+                f"{_name(function)} returned {sorted(returned)}, its definition promises {promised.name!r} too."
+            )
+        result[promised.name] = _returned(function, promised.name, promised.dtype, returned[promised.name], count)
+    return result
+
+
+def run_on_events(function: Transformation | None, columns: Mapping[str, Column], count: int) -> dict[str, Column]:
+    """Run an event function on the columns of `count` messages: what it returns replaces or joins what came in."""
+    result = dict(columns)
+    if function is not None:
+        missing = [name for name in parameters(function) if name not in columns]
+        if missing:
+            raise DefinitionError(f"{_name(function)} asks for {missing}, the message has {sorted(columns)}.")
+        for name, array in _call(function, {name: columns[name] for name in parameters(function)}).items():
+            array = array if isinstance(array, np.ndarray) else np.asarray(array)
+            result[name] = _returned(function, name, infer_dtype(array), array, count)
+    return result
+
+
+def _call(function: Transformation, inputs: Mapping[str, Column]) -> Mapping[str, Any]:
+    with np.errstate(all="ignore"):
+        returned = function(**{name: values.to_user() for name, values in inputs.items()})
+    if not isinstance(returned, Mapping):
+        raise DataError(f"{_name(function)} must return a dict of arrays, it returned {type(returned).__name__}.")
+    return returned
+
+
+def _returned(function: Transformation, name: str, dtype: Any, array: Any, count: int) -> Column:
+    values = column(dtype, array, f"{_name(function)} output {name}")
+    if len(values) != count:
+        raise DataError(
+            f"{_name(function)} returned {len(values)} values of {name} for {count} rows; return one for each."
+        )
+    return values
+
+
+def on_frame(function: Transformation) -> Callable[[Any], Any]:
+    """`function` as Feast's pandas mode calls it: a frame in, a frame of its outputs out.
+
+    This is how a definition names its transformation; ``__wrapped__`` leads the compiler to the function itself.
+    """
+
+    @functools.wraps(function)
+    def frame_function(frame: Any) -> Any:
+        inputs = {}
+        for name in parameters(function):
+            array = frame[name].to_numpy()
+            if array.dtype.kind == "O":
+                present = [item for item in array if item is not None and item == item]  # noqa: PLR0124
+                dtype: Any = "UnixTimestamp" if present and hasattr(present[0], "year") else "String"
+            else:
+                dtype = infer_dtype(array)
+            inputs[name] = column(dtype, array, name)
+        outputs = {}
+        for name, array in _call(function, inputs).items():
+            values = column(infer_dtype(np.asanyarray(array)), array, name)
+            outputs[name] = values.to_user() if values.valid.all() or values.dtype != "Int64" else values.to_list()
+        return type(frame)(outputs, index=frame.index)
+
+    return frame_function
+
+
+def _name(function: Transformation) -> str:
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__name__', '?')}"
