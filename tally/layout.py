@@ -1,9 +1,9 @@
-"""What bytes are in Redis: entity keys, latest rows, tiles with their fences.
+r"""What bytes are in Redis: entity keys, latest rows, tiles with their fences.
 
 All integers are little-endian unless said otherwise; format numbers are the first byte of every value.
 
 Key     ``<project>/<view>@<first 8 hex of the view's hash>/<entity>``; the entity is each join value as text, in the
-        order of the view's join keys, separated by ``|``, with ``|`` and ``\\`` escaped by ``\\``.
+        order of the view's join keys, separated by ``|``, with ``|`` and ``\`` escaped by ``\``.
 Latest  ``u8 1, 8 bytes view hash, i64 event_timestamp, i64 a, i64 b``, where (a, b) breaks ties: (created, 0) for warehouse
         rows, (partition, offset) for stream rows; then one bit per field (1: there), the fixed-width fields, and the
         bytes of strings, whose fixed part is their u32 length.
@@ -32,6 +32,8 @@ TILES_FORMAT: Final = 2
 HASH_BYTES: Final = 8
 LATEST_HEADER: Final = struct.Struct("<B8sqqq")
 TILES_HEADER: Final = struct.Struct("<B8sqH")
+EVIDENCE_COLUMN: Final = "tally_evidence"
+"""Column of a log of served rows: JSON of what each answer was read from (`serving_client`), for replays offline."""
 FENCE: Final = np.dtype([("partition", "<u4"), ("offset", "<i8")])
 
 
