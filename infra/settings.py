@@ -1,0 +1,98 @@
+"""The environment as one typed object. Every room that needs an address asks here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_NO_SECRET = SecretStr("")
+
+
+class Settings(BaseSettings):
+    """Addresses and credentials, read from environment variables of the same names in upper case.
+
+    An empty or missing variable means "not set". Values given to the constructor win over the environment.
+    Secrets never appear in `repr`; `redis_url` may carry a password, so it does not appear either.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    redis_url: str = Field(default="", repr=False)
+
+    kafka_bootstrap_servers: str = ""
+    kafka_security_protocol: str = ""
+    kafka_sasl_mechanism: str = ""
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: SecretStr = _NO_SECRET
+    kafka_ssl_ca_location: str = ""
+
+    snowflake_account: str = ""
+    snowflake_user: str = ""
+    # Only the emulator needs a password; a Snowflake account is reached with a key pair.
+    snowflake_password: SecretStr = _NO_SECRET
+    snowflake_private_key_file: str = ""
+    snowflake_private_key_passphrase: SecretStr = _NO_SECRET
+    snowflake_role: str = ""
+    snowflake_warehouse: str = ""
+    snowflake_database: str = ""
+    snowflake_schema: str = ""
+    snowflake_host: str = ""
+    snowflake_port: int | None = None
+    snowflake_protocol: str = ""
+
+    tally_offline_uri: str = ""
+    tally_home: Path = Path(".tally")
+    tally_kafka_lib: Path | None = None
+    tally_require_apache_kafka: bool = False
+
+    @property
+    def home(self) -> Path:
+        """TALLY_HOME as an absolute path: where embedded services keep data, logs and `services.json`."""
+        return self.tally_home.expanduser().resolve()
+
+    @property
+    def kafka_lib(self) -> Path:
+        """Where the jars of the embedded Apache Kafka are, or will be put: TALLY_KAFKA_LIB or `<home>/kafka/lib`."""
+        return (self.tally_kafka_lib or self.home / "kafka" / "lib").expanduser().resolve()
+
+    def offline_uri(self) -> str:
+        """TALLY_OFFLINE_URI, or `<TALLY_HOME>/offline` as an absolute path."""
+        return self.tally_offline_uri or str(self.home / "offline")
+
+    def kafka_config(self) -> dict[str, str]:
+        """librdkafka properties that reach the cluster; add `group.id` and the like yourself."""
+        properties = {
+            "bootstrap.servers": self.kafka_bootstrap_servers,
+            "security.protocol": self.kafka_security_protocol,
+            "sasl.mechanism": self.kafka_sasl_mechanism,
+            "sasl.username": self.kafka_sasl_username,
+            "sasl.password": self.kafka_sasl_password.get_secret_value(),
+            "ssl.ca.location": self.kafka_ssl_ca_location,
+        }
+        return {name: value for name, value in properties.items() if value}
+
+    def snowflake_connect_args(self) -> dict[str, Any]:
+        """Keyword arguments for `snowflake.connector.connect`. The session's time zone is UTC."""
+        arguments: dict[str, Any] = {
+            "account": self.snowflake_account,
+            "user": self.snowflake_user,
+            "password": self.snowflake_password.get_secret_value(),
+            "private_key_file": self.snowflake_private_key_file,
+            "private_key_file_pwd": self.snowflake_private_key_passphrase.get_secret_value(),
+            "role": self.snowflake_role,
+            "warehouse": self.snowflake_warehouse,
+            "database": self.snowflake_database,
+            "schema": self.snowflake_schema,
+            "host": self.snowflake_host,
+            "port": self.snowflake_port,
+            "protocol": self.snowflake_protocol,
+        }
+        arguments = {name: value for name, value in arguments.items() if value}
+        arguments["session_parameters"] = {"TIMEZONE": "UTC"}
+        if self.snowflake_protocol == "http":
+            # Plain HTTP has no certificate to check; the check itself would call out to the internet.
+            arguments["disable_ocsp_checks"] = True
+        return arguments
