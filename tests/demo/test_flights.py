@@ -264,9 +264,12 @@ def test_one_message_per_departure_and_per_arrival_in_order(departures: pa.Table
 def test_messages_say_what_the_flights_say(
     every: pd.DataFrame, topic: str, instant: str, request: pytest.FixtureRequest
 ) -> None:
+    every_fifth = slice(None, None, 5)
     messages: pa.Table = request.getfixturevalue(topic)
+    messages = messages.take(pa.array(range(messages.num_rows)[every_fifth]))
     decoded = pd.DataFrame(json.loads(b"[" + b",".join(messages["value"].to_pylist()) + b"]"))
-    happened = every[every[instant].notna()].sort_values([instant, "flight_key"], ignore_index=True)
+    happened = every[every[instant].notna()].sort_values([instant, "flight_key"])
+    happened = happened[every_fifth].reset_index(drop=True)
     for column in set(decoded.columns) - {"event_timestamp"}:
         assert decoded[column].tolist() == happened[column].tolist(), column
     stamps = pd.to_datetime(decoded["event_timestamp"], format="%Y-%m-%dT%H:%M:%SZ", utc=True)
