@@ -8,7 +8,6 @@ own forms: NaN in floats, NaT in ``datetime64[us]``, None in object arrays of st
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import importlib
 import inspect
@@ -154,11 +153,11 @@ def _returned(function: Transformation, name: str, dtype: Any, array: Any, count
 def on_frame(function: Transformation) -> Callable[[Any], Any]:
     """`function` as Feast's pandas mode calls it: a frame in, a frame of its outputs out.
 
-    This is how a definition names its transformation; ``__wrapped__`` leads the compiler to the function itself.
+    The attribute ``transformation`` leads the compiler to the function itself. (Not ``__wrapped__``: Feast would then
+    check the function's own signature.)
     """
 
-    @functools.wraps(function)
-    def frame_function(frame: Any) -> Any:
+    def frame_function(frame):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 Feast refuses other annotations
         inputs = {}
         for name in parameters(function):
             array = frame[name].to_numpy()
@@ -174,7 +173,27 @@ def on_frame(function: Transformation) -> Callable[[Any], Any]:
             outputs[name] = values.to_user() if values.valid.all() or values.dtype != "Int64" else values.to_list()
         return type(frame)(outputs, index=frame.index)
 
+    frame_function.__name__ = frame_function.__qualname__ = function.__name__
+    frame_function.__doc__ = function.__doc__
+    frame_function.transformation = function  # type: ignore[attr-defined]
     return frame_function
+
+
+def as_udf(function: Transformation) -> dict[str, Any]:
+    """How a Feast definition names a transformation: ``StreamFeatureView(..., **as_udf(transformations.landed))``.
+
+    Feast keeps the text in its registry and builds the function from it, so the registry holds a reference instead of
+    pickled code; the hash in it makes `feast apply` see that a function changed.
+    """
+    described = describe(function)
+    module, name = described.reference.split(":")
+    text = (
+        f"# source hash {described.source_hash}\n"
+        f"from {module} import {name} as shared\n"
+        "from tally.functions import on_frame\n"
+        f"{name} = on_frame(shared)\n"
+    )
+    return {"mode": "pandas", "udf": on_frame(function), "udf_string": text}
 
 
 def _name(function: Transformation) -> str:

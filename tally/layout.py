@@ -58,7 +58,8 @@ def views_key(project: str) -> str:
 
 
 def progress_key(project: str) -> str:
-    """A hash: ``<topic>:<partition>`` -> the offset after the last message whose effects are all in Redis."""
+    """A hash: ``<view>@<view hash>:<topic>:<partition>`` -> the offset after the last message whose effects on that
+    definition are all in Redis."""
     return f"tally:{project}:progress"
 
 

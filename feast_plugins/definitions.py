@@ -1,0 +1,475 @@
+"""Compile Feast's registry into Tally's plan, or say what in the definitions cannot be done and where it stands."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView, StreamFeatureView
+from feast import KafkaSource, SnowflakeSource
+from feast.aggregation import Aggregation as FeastAggregation
+from feast.data_format import JsonFormat
+from feast.data_source import DataSource
+from feast.feature_view_projection import FeatureViewProjection
+from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
+from feast.types import PrimitiveFeastType, from_value_type
+from feast.value_type import ValueType
+
+from tally import functions
+from tally.aggregates import FUNCTIONS, output_dtype
+from tally.columns import nulls
+from tally.dtypes import DTYPES, KEY_DTYPES, Dtype
+from tally.errors import DataError, DefinitionError, DefinitionMismatchError
+from tally.plan import (
+    Field,
+    Function,
+    FunctionUse,
+    Input,
+    Plan,
+    RequestFunction,
+    Service,
+    Source,
+    View,
+    ViewUse,
+    hashed_service,
+    hashed_view,
+)
+from tally.tiles import Aggregation
+from tally.time import MICROSECOND
+from tally.windows import window
+
+_DTYPES: Final[dict[PrimitiveFeastType, Dtype]] = {
+    PrimitiveFeastType.FLOAT64: "Float64",
+    PrimitiveFeastType.FLOAT32: "Float32",
+    PrimitiveFeastType.INT64: "Int64",
+    PrimitiveFeastType.INT32: "Int32",
+    PrimitiveFeastType.BOOL: "Bool",
+    PrimitiveFeastType.STRING: "String",
+    PrimitiveFeastType.BYTES: "Bytes",
+    PrimitiveFeastType.UNIX_TIMESTAMP: "UnixTimestamp",
+}
+_MESSAGE_DTYPES: Final[dict[str, Dtype]] = {
+    "double": "Float64",
+    "float": "Float32",
+    "bigint": "Int64",
+    "long": "Int64",
+    "int": "Int32",
+    "integer": "Int32",
+    "boolean": "Bool",
+    "string": "String",
+    "binary": "Bytes",
+    "timestamp": "UnixTimestamp",
+}
+"""Names of Spark's DDL, which is what Feast's `JsonFormat` holds."""
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """The objects of one project, by name, and how to find the file that defines one of them."""
+
+    project: str
+    entities: dict[str, Entity]
+    views: dict[str, FeatureView]
+    on_demand: dict[str, OnDemandFeatureView]
+    services: dict[str, FeatureService]
+    file_of: Callable[[str], str]
+
+
+def read_definitions(registry: RegistryProto, project: str, repo: Path) -> Definitions:
+    """The definitions of `project` in a registry. Raises DefinitionError when a function cannot be imported."""
+
+    def mine(protos: Iterable[Any]) -> list[Any]:
+        return [proto for proto in protos if proto.spec.project == project]
+
+    try:
+        views: list[FeatureView] = [FeatureView.from_proto(p) for p in mine(registry.feature_views)]
+        views += [StreamFeatureView.from_proto(p) for p in mine(registry.stream_feature_views)]
+        on_demand = [OnDemandFeatureView.from_proto(p) for p in mine(registry.on_demand_feature_views)]
+    except ModuleNotFoundError as error:
+        raise DefinitionError(
+            f"A transformation in the registry cannot be imported: {error}. Install the feature repository's package, "
+            f"or put {repo.parent} on PYTHONPATH, and run feast apply again."
+        ) from error
+    entities = [Entity.from_proto(p) for p in mine(registry.entities)]
+    services = [FeatureService.from_proto(p) for p in mine(registry.feature_services)]
+    return Definitions(
+        project,
+        {e.name: e for e in entities},
+        {v.name: v for v in views},
+        {v.name: v for v in on_demand},
+        {s.name: s for s in services},
+        lambda name: _file_of(name, repo),
+    )
+
+
+def _file_of(name: str, repo: Path) -> str:
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if path is None or not Path(path).resolve().is_relative_to(repo.resolve()):
+            continue
+        if any(getattr(item, "name", None) == name for item in vars(module).values()):
+            return str(path)
+    return str(repo)
+
+
+def compile_plan(definitions: Definitions) -> Plan:
+    """The plan of a project. Raises DefinitionError naming the file, the object and the fix."""
+    sources: dict[str, Source] = {}
+    views: list[View] = []
+    for name in sorted(definitions.views):
+        source, view = _compile_view(definitions, definitions.views[name])
+        known = sources.setdefault(source.name, source)
+        if known != source:
+            raise _refused(
+                definitions, name, f"its source {source.name} is defined in two ways; give one of them another name"
+            )
+        views.append(view)
+    plan = Plan(definitions.project, tuple(sources[n] for n in sorted(sources)), tuple(views), (), ())
+    request_functions = tuple(
+        _compile_function(definitions, plan, definitions.on_demand[name]) for name in sorted(definitions.on_demand)
+    )
+    plan = replace(plan, functions=request_functions)
+    services = tuple(
+        compile_service(definitions, plan, name, definitions.services[name].feature_view_projections)
+        for name in sorted(definitions.services)
+    )
+    return replace(plan, services=services)
+
+
+def _refused(definitions: Definitions, name: str, problem: str) -> DefinitionError:
+    return DefinitionError(f"{definitions.file_of(name)}: {name}: {problem}.")
+
+
+def _dtype(definitions: Definitions, name: str, field: str, dtype: Any) -> Dtype:
+    if dtype not in _DTYPES:
+        raise _refused(
+            definitions, name, f"field {field} has type {dtype}, which Tally does not store; use one of {', '.join(DTYPES)}"
+        )
+    return _DTYPES[dtype]
+
+
+def _micros(duration: timedelta | None) -> int:
+    return 0 if duration is None else duration // MICROSECOND
+
+
+# Views
+
+
+def _compile_view(definitions: Definitions, view: FeatureView) -> tuple[Source, View]:
+    if isinstance(view, StreamFeatureView):
+        return _compile_stream_view(definitions, view)
+    table = view.batch_source
+    if not isinstance(table, SnowflakeSource):
+        raise _refused(definitions, view.name, f"its source is a {type(table).__name__}; use a SnowflakeSource")
+    source = _compile_source(definitions, view.name, table, "", ())
+    keys = _keys(definitions, view)
+    fields = _fields(definitions, view, keys)
+    columns = [*keys, *fields, Field(source.timestamp, "UnixTimestamp")]
+    if source.created:
+        columns.append(Field(source.created, "UnixTimestamp"))
+    compiled = View(
+        name=view.name,
+        kind="latest",
+        source=source.name,
+        keys=keys,
+        fields=fields,
+        columns=tuple(dict.fromkeys(columns)),
+        timestamp=source.timestamp,
+        created=source.created,
+        ttl=_micros(view.ttl),
+        online=view.online,
+        stream=False,
+        function=None,
+        aggregations=(),
+    )
+    return source, hashed_view(compiled, source)
+
+
+def _compile_source(
+    definitions: Definitions, name: str, table: SnowflakeSource, topic: str, message: tuple[Field, ...]
+) -> Source:
+    if table.query or not table.table:
+        raise _refused(definitions, name, f"source {table.name} is a query; name a table (or create a view in Snowflake)")
+    if table.field_mapping:
+        raise _refused(definitions, name, f"source {table.name} has a field_mapping; rename the columns in Snowflake")
+    if not table.timestamp_field:
+        raise _refused(definitions, name, f"source {table.name} has no timestamp_field; name its event timestamp column")
+    return Source(
+        name=table.name,
+        table=table.table,
+        database=table.database or "",
+        schema=table.schema or "",
+        timestamp=table.timestamp_field,
+        created=table.created_timestamp_column or "",
+        topic=topic,
+        message=message,
+    )
+
+
+def _keys(definitions: Definitions, view: FeatureView) -> tuple[Field, ...]:
+    keys = []
+    for entity_name in view.entities:
+        entity = definitions.entities.get(entity_name)
+        if entity is None:
+            raise _refused(definitions, view.name, f"entity {entity_name} is not defined; add it to the repository")
+        declared = [f.dtype for f in view.entity_columns if f.name == entity.join_key]
+        dtype = declared[0] if declared else from_value_type(entity.value_type)
+        if entity.value_type == ValueType.UNKNOWN and not declared:
+            raise _refused(definitions, view.name, f"entity {entity_name} has no value_type; give it one")
+        key = Field(entity.join_key, _dtype(definitions, view.name, entity.join_key, dtype))
+        if key.dtype not in KEY_DTYPES:
+            raise _refused(
+                definitions, view.name, f"entity key {key.name} has type {key.dtype}; use one of {', '.join(sorted(KEY_DTYPES))}"
+            )
+        keys.append(key)
+    return tuple(keys)
+
+
+def _fields(definitions: Definitions, view: FeatureView, keys: Sequence[Field]) -> tuple[Field, ...]:
+    names = {key.name for key in keys}
+    return tuple(
+        Field(f.name, _dtype(definitions, view.name, f.name, f.dtype)) for f in view.features if f.name not in names
+    )
+
+
+def _compile_stream_view(definitions: Definitions, view: StreamFeatureView) -> tuple[Source, View]:
+    stream, table = view.stream_source, view.batch_source
+    if not isinstance(stream, KafkaSource):
+        raise _refused(definitions, view.name, f"its source is a {type(stream).__name__}; use a KafkaSource")
+    if not isinstance(table, SnowflakeSource):
+        raise _refused(definitions, view.name, f"source {stream.name} needs a batch_source: the topic's table in Snowflake")
+    message = _message_fields(definitions, view.name, stream)
+    source = _compile_source(definitions, view.name, table, stream.kafka_options.topic, message)
+    function, columns = _event_columns(definitions, view, message)
+    dtypes = {f.name: f.dtype for f in columns}
+    keys = _keys(definitions, view)
+    timestamp = view.timestamp_field or source.timestamp
+    for needed in (*keys, Field(timestamp, "UnixTimestamp")):
+        if dtypes.get(needed.name) != needed.dtype:
+            raise _refused(
+                definitions,
+                view.name,
+                f"column {needed.name} must be {needed.dtype}, it is {dtypes.get(needed.name, 'not there')}; "
+                f"its rows have {_listed(columns)}",
+            )
+    fields = _fields(definitions, view, keys)
+    if view.aggregations:
+        aggregations = tuple(_compile_aggregation(definitions, view.name, a, dtypes) for a in view.aggregations)
+        _check_schema(definitions, view, fields, [Field(a.feature, a.output) for a in aggregations])
+        if view.ttl:
+            raise _refused(definitions, view.name, "a view of windows has no ttl: each window says how far it looks back")
+    else:
+        aggregations = ()
+        _check_schema(definitions, view, fields, columns)
+    compiled = View(
+        name=view.name,
+        kind="window" if aggregations else "latest",
+        source=source.name,
+        keys=keys,
+        fields=fields,
+        columns=columns,
+        timestamp=timestamp,
+        created="",
+        ttl=_micros(view.ttl),
+        online=view.online,
+        stream=True,
+        function=function,
+        aggregations=aggregations,
+    )
+    return source, hashed_view(compiled, source)
+
+
+def _message_fields(definitions: Definitions, name: str, stream: KafkaSource) -> tuple[Field, ...]:
+    message_format = stream.kafka_options.message_format
+    if not isinstance(message_format, JsonFormat):
+        raise _refused(
+            definitions, name, f"source {stream.name} has {type(message_format).__name__}; Tally reads JsonFormat"
+        )
+    fields = []
+    for part in re.split(r"\s*,\s*", message_format.schema_json.strip()):
+        words = part.split()
+        if len(words) != 2 or words[1].lower() not in _MESSAGE_DTYPES:
+            raise _refused(
+                definitions,
+                name,
+                f"source {stream.name}: {part!r} in its JsonFormat is not `name type` with a type of "
+                f"{', '.join(_MESSAGE_DTYPES)}",
+            )
+        fields.append(Field(words[0], _MESSAGE_DTYPES[words[1].lower()]))
+    return tuple(fields)
+
+
+def _event_columns(
+    definitions: Definitions, view: StreamFeatureView, message: tuple[Field, ...]
+) -> tuple[Function | None, tuple[Field, ...]]:
+    """The event function, and the columns it makes of a message: found by running it on no rows."""
+    function = None if view.udf is None else _plain_function(definitions, view.name, view.udf)
+    try:
+        described = None if function is None else functions.describe(function)
+        columns = functions.run_on_events(function, {f.name: nulls(f.dtype, 0) for f in message}, 0)
+    except (DataError, DefinitionError, DefinitionMismatchError) as error:
+        raise _refused(definitions, view.name, str(error).rstrip(".")) from error
+    except Exception as error:
+        raise _refused(
+            definitions, view.name, f"its function fails on columns without rows ({type(error).__name__}: {error})"
+        ) from error
+    return described, tuple(Field(name, column.dtype) for name, column in columns.items())
+
+
+def _plain_function(definitions: Definitions, name: str, udf: Any) -> functions.Transformation:
+    function = getattr(udf, "transformation", None)
+    if function is None:
+        raise _refused(
+            definitions, name, "its function is not a shared transformation; pass **as_udf(transformations.YOURS)"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _compile_aggregation(
+    definitions: Definitions, name: str, aggregation: FeastAggregation, dtypes: dict[str, Dtype]
+) -> Aggregation:
+    if aggregation.function not in FUNCTIONS:
+        raise _refused(
+            definitions,
+            name,
+            f"the aggregation {aggregation.function!r} of {aggregation.column} does not exist; use one of {', '.join(FUNCTIONS)}",
+        )
+    length = _micros(aggregation.time_window)
+    slide = _micros(aggregation.slide_interval)
+    feature = aggregation.resolved_name(aggregation.time_window)
+    if length <= 0:
+        raise _refused(definitions, name, f"the aggregation {feature} has no time_window; give it one")
+    if not 0 < slide <= length:
+        raise _refused(definitions, name, f"the slide_interval of {feature} is longer than its window; make it shorter")
+    if aggregation.column not in dtypes:
+        raise _refused(
+            definitions, name, f"the aggregation {feature} is of column {aggregation.column!r}; its rows have {sorted(dtypes)}"
+        )
+    dtype = dtypes[aggregation.column]
+    try:
+        output = output_dtype(aggregation.function, dtype)
+    except DataError as error:
+        raise _refused(definitions, name, f"the aggregation {feature}: {error}") from error
+    return Aggregation(feature, aggregation.column, dtype, aggregation.function, window(length, slide), output)
+
+
+def _check_schema(
+    definitions: Definitions, view: StreamFeatureView, fields: Sequence[Field], made: Sequence[Field]
+) -> None:
+    wrong = [f for f in fields if f not in made]
+    if wrong:
+        raise _refused(
+            definitions, view.name, f"its schema has {_listed(wrong)}, which its rows do not give; they give {_listed(made)}"
+        )
+    names = {f.name for f in fields}
+    forgotten = [f for f in made if f.name not in names]
+    if view.aggregations and forgotten:
+        raise _refused(definitions, view.name, f"its schema lacks {_listed(forgotten)}; add a Field for each aggregation")
+
+
+def _listed(fields: Iterable[Field]) -> str:
+    return ", ".join(f"{f.name} {f.dtype}" for f in fields)
+
+
+# Request functions and services
+
+
+def _compile_function(definitions: Definitions, plan: Plan, view: OnDemandFeatureView) -> RequestFunction:
+    if view.feature_transformation is None or getattr(view, "aggregations", None):
+        raise _refused(definitions, view.name, "an on-demand view must be one function without aggregations")
+    function = _plain_function(definitions, view.name, view.feature_transformation.udf)
+    offered: dict[str, Input] = {}
+    for projection in view.source_feature_view_projections.values():
+        for field in projection.features:
+            dtype = _dtype(definitions, view.name, field.name, field.dtype)
+            offered.setdefault(field.name, Input(field.name, dtype, projection.name_to_use(), field.name))
+    for request in view.source_request_sources.values():
+        for field in request.schema:
+            dtype = _dtype(definitions, view.name, field.name, field.dtype)
+            offered[field.name] = Input(field.name, dtype, "", field.name)
+    try:
+        described = functions.describe(function)
+        names = functions.parameters(function)
+    except DefinitionError as error:
+        raise _refused(definitions, view.name, str(error).rstrip(".")) from error
+    missing = [name for name in names if name not in offered]
+    if missing:
+        raise _refused(definitions, view.name, f"its function asks for {missing}, its sources have {sorted(offered)}")
+    outputs = tuple(Field(f.name, _dtype(definitions, view.name, f.name, f.dtype)) for f in view.features)
+    compiled = RequestFunction(view.name, described, tuple(offered[name] for name in names), outputs)
+    try:
+        functions.run(function, {i.parameter: nulls(i.dtype, 1) for i in compiled.inputs}, outputs, 1)
+    except DataError as error:
+        raise _refused(definitions, view.name, str(error).rstrip(".")) from error
+    except Exception as error:
+        raise _refused(
+            definitions, view.name, f"its function fails on a row of nulls ({type(error).__name__}: {error})"
+        ) from error
+    return compiled
+
+
+def compile_service(
+    definitions: Definitions,
+    plan: Plan,
+    name: str,
+    projections: Iterable[FeatureViewProjection],
+    *,
+    full_names: bool = False,
+) -> Service:
+    """The service that answers `projections` in their order. `full_names` answers ``view__feature``, as Feast does.
+
+    Raises DefinitionError when two features have one name, or a projection is of something unknown.
+    """
+    uses: dict[str, ViewUse] = {}
+    function_uses: list[FunctionUse] = []
+    outputs: list[Field] = []
+    for projection in projections:
+        used_as = projection.name_to_use()
+        wanted = [(f.name, f"{used_as}__{f.name}" if full_names else f.name) for f in projection.features]
+        if projection.name in definitions.on_demand:
+            function = plan.function(projection.name)
+            dtypes = {f.name: f.dtype for f in function.outputs}
+            function_uses.append(FunctionUse(function.name, tuple(wanted)))
+            for source in definitions.on_demand[projection.name].source_feature_view_projections.values():
+                uses.setdefault(source.name_to_use(), _view_use(plan, source, []))
+        else:
+            dtypes = {f.name: f.dtype for f in plan.view(projection.name).fields}
+            uses[used_as] = _view_use(plan, projection, wanted)
+        for feature, answered in wanted:
+            outputs.append(Field(answered, dtypes[feature]))
+    names = [f.name for f in outputs]
+    doubled = sorted({n for n in names if names.count(n) > 1})
+    if doubled:
+        raise _refused(
+            definitions, name, f"features {doubled} come from more than one view; ask for full feature names or rename them"
+        )
+    keys: dict[str, Field] = {}
+    for use in uses.values():
+        for column, key in zip(use.keys, plan.view(use.view).keys, strict=True):
+            keys.setdefault(column, Field(column, key.dtype))
+    request = {
+        i.feature: Field(i.feature, i.dtype)
+        for use in function_uses
+        for i in plan.function(use.function).inputs
+        if not i.view
+    }
+    service = Service(
+        name, tuple(uses.values()), tuple(function_uses), tuple(keys.values()), tuple(request.values()), tuple(outputs)
+    )
+    return hashed_service(service, plan)
+
+
+def _view_use(plan: Plan, projection: FeatureViewProjection, wanted: list[tuple[str, str]]) -> ViewUse:
+    view = plan.view(projection.name)
+    keys = tuple(projection.join_key_map.get(key.name, key.name) for key in view.keys)
+    return ViewUse(view.name, projection.name_to_use(), keys, tuple(wanted))
+
+
+def data_source_of(source: DataSource) -> str:
+    """Name of the offline table that holds the rows of a Feast source."""
+    return source.batch_source.name if isinstance(source, KafkaSource) else source.name

@@ -1,0 +1,173 @@
+"""`get_historical_features`: the very training sets of `training`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pandas as pd
+import pyarrow as pa
+import snowflake.connector
+from deltalake import write_deltalake
+from feast import FeatureView, OnDemandFeatureView
+from feast.data_source import DataSource
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
+from feast.infra.offline_stores.snowflake_source import SavedDatasetSnowflakeStorage
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.saved_dataset import SavedDatasetStorage
+
+from feast_plugins.requested import load_plan, plan_of_service, requested_service
+from feast_plugins.services import settings_of
+from ingestion.offline import rows_table
+from tally.errors import DataError
+from training import TrainingSet, training_set
+
+_FEATURES_WITHOUT_ENTITIES: Final = "Give an entity frame: a training set has one row for each label, and labels are yours."
+
+
+class TallyOfflineStoreConfig(FeastConfigBaseModel):
+    """TALLY_OFFLINE_URI says where the tables are; there is nothing to set here."""
+
+    type: Literal["feast_plugins.offline_store.TallyOfflineStore"] = "feast_plugins.offline_store.TallyOfflineStore"
+
+
+class TallyRetrievalJob(RetrievalJob):
+    """Rows that are computed when they are first asked for.
+
+    Request functions have run by then, with the code that serves, so there is no on-demand view left for Feast to run.
+    """
+
+    def __init__(
+        self, compute: Callable[[], pa.Table], offline_uri: str, full_feature_names: bool, metadata: RetrievalMetadata
+    ) -> None:
+        self._compute = compute
+        self._offline_uri = offline_uri
+        self._full_feature_names = full_feature_names
+        self._metadata = metadata
+        self._table: pa.Table | None = None
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether columns are called ``view__feature``."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """None left to run."""
+        return []
+
+    @property
+    def metadata(self) -> RetrievalMetadata:
+        """Features and keys that were asked for."""
+        return self._metadata
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        if self._table is None:
+            self._table = self._compute()
+        return self._table
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return TrainingSet.frame(self._to_arrow_internal())
+
+    def to_df(self, validation_reference: Any = None, timeout: int | None = None) -> pd.DataFrame:
+        """The rows as pandas, with nullable integers and booleans: a null never makes an integer a float."""
+        return TrainingSet.frame(self.to_arrow(validation_reference=validation_reference, timeout=timeout))
+
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
+        """Keep the rows as the Delta table ``<TALLY_OFFLINE_URI>/<table>`` that `storage` names."""
+        if not isinstance(storage, SavedDatasetSnowflakeStorage):
+            raise DataError(f"{type(storage).__name__} cannot be kept here; use SavedDatasetSnowflakeStorage(table_ref=...).")
+        name = storage.snowflake_options.table
+        write_deltalake(
+            f"{self._offline_uri}/{name}", self.to_arrow(timeout=timeout), mode="overwrite" if allow_overwrite else "error"
+        )
+
+
+class TallyOfflineStore(OfflineStore):
+    """Feast's view of the offline store: Delta tables that `tally ingest` keeps."""
+
+    supports_filter_by_created_timestamp = True
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+        **unsupported: Any,
+    ) -> RetrievalJob:
+        """One row for each row of `entity_df` (a frame, or SQL that Snowflake runs), in its order.
+
+        `filter_by_created_timestamp` leaves out what had not arrived yet: ``visibility="as_served"``.
+        """
+        if entity_df is None:
+            raise DataError(_FEATURES_WITHOUT_ENTITIES)
+        repo = Path(config.repo_path or ".")
+        plan = load_plan(repo)
+        service = requested_service(registry, plan, feature_refs, full_feature_names)
+        offline_uri = settings_of(repo).offline_uri()
+
+        def compute() -> pa.Table:
+            labels = entity_df if isinstance(entity_df, pd.DataFrame) else _query(repo, entity_df)
+            if isinstance(labels, pa.Table):
+                timestamp = infer_event_timestamp_from_entity_df(
+                    {name: field.dtype for name, field in labels.slice(0, 0).to_pandas().items()}
+                )
+            else:
+                timestamp = infer_event_timestamp_from_entity_df(dict(labels.dtypes))
+            return training_set(
+                plan_of_service(plan, service),
+                labels,
+                service=service.name,
+                offline_uri=offline_uri,
+                visibility="as_served" if filter_by_created_timestamp else "event_time",
+                timestamp=timestamp,
+            ).to_arrow()
+
+        keys = [field.name for field in (*service.keys, *service.request)]
+        return TallyRetrievalJob(compute, offline_uri, full_feature_names, RetrievalMetadata(feature_refs, keys))
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """Every row of a source's offline table (or of a saved dataset) between two instants, ends included."""
+        uri = settings_of(Path(config.repo_path or ".")).offline_uri()
+        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
+        if created_timestamp_column:
+            columns.append(created_timestamp_column)
+        wanted = list(dict.fromkeys(columns))
+        return TallyRetrievalJob(
+            lambda: rows_table(f"{uri}/{data_source.name}", wanted, timestamp_field, start_date, end_date),
+            uri,
+            False,
+            RetrievalMetadata(feature_name_columns, join_key_columns),
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(*_: Any, **__: Any) -> RetrievalJob:
+        """Not used: `TallyComputeEngine` materializes."""
+        raise NotImplementedError("feast materialize goes through TallyComputeEngine; name it as batch_engine.")
+
+    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
+        """Nothing here: a missing table or column is reported by `tally ingest`, so that applying needs no warehouse."""
+
+
+def _query(repo: Path, sql: str) -> pa.Table:
+    with snowflake.connector.connect(**settings_of(repo, "snowflake").snowflake_connect_args()) as connection:
+        return connection.cursor().execute(sql).fetch_arrow_all(force_return_table=True)

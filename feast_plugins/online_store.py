@@ -1,0 +1,222 @@
+"""`get_online_features`, its async twin and `feast serve`: the very lookups of `serving_client`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from feast import FeatureService, FeatureView
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.online_response import OnlineResponse
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from feast_plugins.requested import load_plan, plan_of_service, requested_service
+from feast_plugins.services import open_redis, settings_of
+from feast_plugins.values import from_values, request_items, to_values
+from ingestion.redis_store import LatestWriter, mark_view
+from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows
+from serving_client.rows import Status
+from tally.columns import column, nulls
+from tally.errors import DataError
+from tally.plan import Field, Plan, Service, View, ViewUse, hashed_service
+from tally.time import from_datetime, to_datetime
+
+AS_OF: Final = "event_timestamp"
+"""A column of this name among the entity rows asks for the answer as of then, as it does in an entity frame offline."""
+
+EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | RepeatedValue]
+
+_STATUS: Final = {
+    Status.PRESENT: FieldStatus.PRESENT,
+    Status.MISSING: FieldStatus.NOT_FOUND,
+    Status.EXPIRED: FieldStatus.OUTSIDE_MAX_AGE,
+    Status.AHEAD: FieldStatus.PRESENT,
+}
+
+
+class TallyOnlineStoreConfig(FeastConfigBaseModel):
+    """REDIS_URL says where Redis is; there is nothing to set here."""
+
+    type: Literal["feast_plugins.online_store.TallyOnlineStore"] = "feast_plugins.online_store.TallyOnlineStore"
+
+
+class TallyOnlineStore(OnlineStore):
+    """Feast's view of what Tally keeps in Redis."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str, str], FeatureClient] = {}
+        self._async_clients: dict[tuple[int, str, str], AsyncFeatureClient] = {}
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Reads are asynchronous, so `feast serve` answers without a thread a request."""
+        return SupportedAsyncMethods(read=True, write=False)
+
+    def get_online_features(
+        self,
+        config: RepoConfig,
+        features: list[str] | FeatureService,
+        entity_rows: EntityRows,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        include_feature_view_version_metadata: bool = False,
+    ) -> OnlineResponse:
+        """Answer as `FeatureClient.get` does. Raises TallyError subclasses."""
+        plan, service = _resolve(config, registry, features, full_feature_names)
+        columns, as_of = _columns(service, entity_rows)
+        return _response(service, columns, self._client(config, plan, service).get(columns, as_of))
+
+    async def get_online_features_async(
+        self,
+        config: RepoConfig,
+        features: list[str] | FeatureService,
+        entity_rows: EntityRows,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        include_feature_view_version_metadata: bool = False,
+    ) -> OnlineResponse:
+        """Answer as `AsyncFeatureClient.get` does. Raises TallyError subclasses."""
+        plan, service = _resolve(config, registry, features, full_feature_names)
+        columns, as_of = _columns(service, entity_rows)
+        client = await self._async_client(config, plan, service)
+        return _response(service, columns, await client.get(columns, as_of))
+
+    def _client(self, config: RepoConfig, plan: Plan, service: Service) -> FeatureClient:
+        key = plan.hash, service.hash
+        with self._lock:
+            if key not in self._clients:
+                redis = open_redis(Path(config.repo_path or "."))
+                self._clients[key] = FeatureClient(redis, plan_of_service(plan, service))
+            return self._clients[key]
+
+    async def _async_client(self, config: RepoConfig, plan: Plan, service: Service) -> AsyncFeatureClient:
+        # A connection belongs to the event loop that opened it.
+        key = id(asyncio.get_running_loop()), plan.hash, service.hash
+        if key not in self._async_clients:
+            url = settings_of(Path(config.repo_path or "."), "redis").redis_url
+            self._async_clients[key] = AsyncFeatureClient.from_url(url, plan_of_service(plan, service))
+        return self._async_clients[key]
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """Rows of one view, as of now."""
+        plan = load_plan(Path(config.repo_path or "."))
+        view = plan.view(table.name)
+        service = _service_of_view(plan, view, requested_features)
+        client = self._client(config, plan, service)
+        keys = [dict(zip(k.join_keys, k.entity_values, strict=True)) for k in entity_keys]
+        columns = {f.name: request_items(f.dtype, [k.get(f.name) for k in keys], f.name) for f in service.keys}
+        rows = client.get(columns)
+        values = {f.name: to_values(rows.columns[f.name]) for f in service.outputs}
+        stamps = rows.event_timestamps[view.name]
+        return [
+            (to_datetime(int(stamps.values[i])), {name: values[name][i] for name in values}) if stamps.valid[i] else (None, None)
+            for i in range(len(keys))
+        ]
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write latest rows that were pushed. Raises DataError for views whose rows come from Kafka."""
+        repo = Path(config.repo_path or ".")
+        plan = load_plan(repo)
+        view = plan.view(table.name)
+        if view.stream:
+            raise DataError(
+                f"{view.name} is fed from Kafka, and a pushed row has no offset to count it once; produce it to the topic instead."
+            )
+        columns = {f.name: from_values(f.dtype, [values.get(f.name) for _, values, _, _ in data], f.name) for f in view.fields}
+        for position, key in enumerate(view.keys):
+            held = [dict(zip(k.join_keys, k.entity_values, strict=True)).get(key.name) for k, _, _, _ in data]
+            columns[key.name] = from_values(key.dtype, held, key.name)
+            if not columns[key.name].valid.all():
+                raise DataError(f"A row pushed to {view.name} has no entity key {key.name} (number {position}).")
+        stamps = np.array([from_datetime(moment) for _, _, moment, _ in data], np.int64)
+        created = np.array([from_datetime(c) if c is not None else 0 for _, _, _, c in data], np.int64)
+        with open_redis(repo) as redis:
+            LatestWriter(redis, plan, view).write(columns, stamps, created, np.zeros(len(data), np.int64))
+            mark_view(redis, plan.project, view, {"by": "push"})
+        if progress is not None:
+            progress(len(data))
+
+    def update(self, config: RepoConfig, tables_to_delete: Any, tables_to_keep: Any, entities_to_delete: Any, entities_to_keep: Any, partial: bool) -> None:  # noqa: E501
+        """Nothing to prepare: keys come with the first row, and those of old definitions expire."""
+
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Any) -> None:
+        """Remove every key of the project."""
+        with open_redis(Path(config.repo_path or ".")) as redis:
+            for pattern in (f"{config.project}/*", f"tally:{config.project}:*"):
+                for key in redis.scan_iter(match=pattern, count=1000):
+                    redis.unlink(key)
+
+
+def _resolve(
+    config: RepoConfig, registry: BaseRegistry, features: list[str] | FeatureService, full_feature_names: bool
+) -> tuple[Plan, Service]:
+    plan = load_plan(Path(config.repo_path or "."))
+    return plan, requested_service(registry, plan, features, full_feature_names)
+
+
+def _service_of_view(plan: Plan, view: View, requested: Sequence[str] | None) -> Service:
+    fields = [f for f in view.fields if requested is None or f.name in requested]
+    keys = tuple(k.name for k in view.keys)
+    use = ViewUse(view.name, view.name, keys, tuple((f.name, f.name) for f in fields))
+    return hashed_service(Service(view.name, (use,), (), view.keys, (), tuple(fields)), plan)
+
+
+def _columns(service: Service, entity_rows: EntityRows) -> tuple[dict[str, list[Any]], Any]:
+    """The request's columns that the service needs, and the instant or instants asked for (None: now)."""
+    if isinstance(entity_rows, list):
+        entity_rows = {name: [row.get(name) for row in entity_rows] for name in (entity_rows[0] if entity_rows else {})}
+    listed = {name: list(v.val) if isinstance(v, RepeatedValue) else list(v) for name, v in entity_rows.items()}
+    needed: tuple[Field, ...] = (*service.keys, *service.request)
+    columns = {f.name: request_items(f.dtype, listed[f.name], f.name) for f in needed if f.name in listed}
+    if AS_OF not in listed or AS_OF in columns:
+        return columns, None
+    return columns, request_items("UnixTimestamp", listed[AS_OF], AS_OF)
+
+
+def _response(service: Service, request: Mapping[str, Sequence[Any]], rows: FeatureRows) -> OnlineResponse:
+    """Feast's response: the entity keys, then the features, each with values, statuses and event timestamps."""
+    response = GetOnlineFeaturesResponse()
+    count = len(rows.as_of)
+    for key in service.keys:
+        response.metadata.feature_names.val.append(key.name)
+        vector = response.results.add()
+        vector.values.extend(to_values(column(key.dtype, request[key.name], key.name)))
+        vector.statuses.extend([FieldStatus.PRESENT] * count)
+        vector.event_timestamps.extend([Timestamp()] * count)
+    stamped = {answered: use.name for use in service.views for _, answered in use.features}
+    for output in service.outputs:
+        response.metadata.feature_names.val.append(output.name)
+        vector = response.results.add()
+        vector.values.extend(to_values(rows.columns[output.name]))
+        vector.statuses.extend(_STATUS[Status(s)] for s in rows.status[output.name])
+        stamps = rows.event_timestamps[stamped[output.name]] if output.name in stamped else nulls("UnixTimestamp", count)
+        vector.event_timestamps.extend(
+            Timestamp(seconds=v // 1_000_000, nanos=v % 1_000_000 * 1000) for v in stamps.values.tolist()
+        )
+    return OnlineResponse(response)

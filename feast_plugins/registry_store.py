@@ -1,0 +1,53 @@
+"""The registry as a file, and the plan that is compiled from it and published whenever it is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from feast.infra.registry.file import FileRegistryStore
+from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
+from feast.repo_config import RegistryConfig
+
+from feast_plugins.definitions import compile_plan, read_definitions
+from feast_plugins.services import open_redis
+from ingestion.redis_store import publish_plan
+from tally.errors import TallyError
+
+
+class TallyRegistryStore(FileRegistryStore):
+    """Feast's own file registry, plus the plan: ``data/plan.json`` beside it, and a copy in Redis for each service.
+
+    A definition that cannot be compiled, or a plan that cannot be published, refuses the whole `feast apply`: nothing
+    is written then.
+    """
+
+    def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:
+        super().__init__(registry_config, repo_path)
+        self._repo = Path(repo_path)
+
+    def update_registry_proto(self, registry_proto: RegistryProto) -> None:
+        """Compile, publish, then write the registry. Raises a click error, which Feast's commands print as one line."""
+        projects = sorted({project.spec.name for project in registry_proto.projects})
+        try:
+            plans = [compile_plan(read_definitions(registry_proto, name, self._repo)) for name in projects]
+            plans = [plan for plan in plans if plan.views or plan.functions]
+            if len(plans) > 1:
+                raise TallyError(
+                    f"{self._filepath} holds the projects {projects}; a repository has one plan: use one registry a project."
+                )
+            for plan in plans:
+                with open_redis(self._repo) as redis:
+                    publish_plan(redis, plan)
+                _write_aside(self._filepath.parent / "plan.json", plan.to_json())
+        except TallyError as error:
+            raise click.ClickException(str(error)) from error
+        super().update_registry_proto(registry_proto)
+
+
+def _write_aside(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".json.tmp")
+    aside.write_text(text)
+    os.replace(aside, path)

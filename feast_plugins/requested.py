@@ -1,0 +1,94 @@
+"""What a Feast call asks for (a service, or a list of references), as a service of the plan."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from feast import FeatureService
+from feast.feature_view_projection import FeatureViewProjection
+from feast.infra.registry.base_registry import BaseRegistry
+
+from feast_plugins.definitions import Definitions, compile_service
+from tally.errors import DataError, NotReadyError
+from tally.plan import Plan, Service
+
+
+def load_plan(repo: Path) -> Plan:
+    """The project's plan as `feast apply` left it. Raises NotReadyError when it did not run yet."""
+    path = repo / "data" / "plan.json"
+    try:
+        return _parsed(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotReadyError(f"There is no plan at {path}; run: feast -c {repo} apply") from error
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: bytes) -> Plan:
+    return Plan.from_json(text)
+
+
+def requested_service(
+    registry: BaseRegistry, plan: Plan, features: FeatureService | Sequence[str], full_feature_names: bool
+) -> Service:
+    """The service that answers `features` in the order in which they are named.
+
+    Raises DataError for a reference that is not ``view:feature`` or names something that does not exist.
+    """
+    if isinstance(features, FeatureService):
+        projections = features.feature_view_projections
+        name = features.name
+        if not projections:
+            projections = registry.get_feature_service(name, plan.project, allow_cache=True).feature_view_projections
+    else:
+        name = "features"
+        projections = _projections(registry, plan, features)
+    return _compiled(registry, plan, name, projections, full_feature_names)
+
+
+def _projections(registry: BaseRegistry, plan: Plan, references: Sequence[str]) -> list[FeatureViewProjection]:
+    wanted: dict[str, list[str]] = {}
+    for reference in references:
+        view, _, feature = reference.partition(":")
+        if not feature:
+            raise DataError(f"{reference!r} is not a feature reference; write view:feature.")
+        wanted.setdefault(view, []).append(feature)
+    projections = []
+    for view_name, names in wanted.items():
+        view = registry.get_any_feature_view(view_name, plan.project, allow_cache=True)
+        fields = {field.name: field for field in view.features}
+        unknown = [name for name in names if name not in fields]
+        if unknown:
+            raise DataError(f"Feature view {view_name} has no feature {unknown[0]!r}. It has: {', '.join(sorted(fields))}.")
+        projection = copy.copy(view.projection)
+        projection.features = [fields[name] for name in dict.fromkeys(names)]
+        projections.append(projection)
+    return projections
+
+
+_SERVICES: dict[tuple[str, str], Service] = {}
+
+
+def _compiled(
+    registry: BaseRegistry, plan: Plan, name: str, projections: Sequence[FeatureViewProjection], full_names: bool
+) -> Service:
+    asked = [
+        [p.name, p.name_to_use(), sorted(p.join_key_map.items()), [f.name for f in p.features]] for p in projections
+    ]
+    known_as = plan.hash, json.dumps([name, asked, full_names])
+    if known_as not in _SERVICES:
+        if len(_SERVICES) >= 1024:  # lists of references come from outside: bound what they can hold
+            _SERVICES.clear()
+        on_demand = registry.list_on_demand_feature_views(plan.project, allow_cache=True)
+        definitions = Definitions(plan.project, {}, {}, {v.name: v for v in on_demand}, {}, lambda _: "This request")
+        _SERVICES[known_as] = compile_service(definitions, plan, name, projections, full_names=full_names)
+    return _SERVICES[known_as]
+
+
+def plan_of_service(plan: Plan, service: Service) -> Plan:
+    """The part of `plan` that answers `service`, which need not be one of its own."""
+    others = tuple(s for s in plan.services if s.name != service.name)
+    return Plan(plan.project, plan.sources, plan.views, plan.functions, (*others, service)).for_service(service.name)

@@ -1,0 +1,1 @@
+"""The example's feature repository: what the features are. Edit this."""
