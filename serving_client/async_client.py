@@ -1,0 +1,83 @@
+"""The asynchronous client: the same lookup over redis.asyncio."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from serving_client.client import bad_url, lost, now, require_bytes
+from serving_client.lookup import Lookup
+from serving_client.readiness import check_views, plan_of
+from serving_client.request import Rows
+from serving_client.rows import FeatureRows
+from tally.layout import plan_key, services_key, views_key
+from tally.plan import Plan
+from tally.time import instants
+
+
+class AsyncFeatureClient:
+    """`serving_client.FeatureClient` for asyncio: same arguments, answers and errors. Belongs to one event loop."""
+
+    def __init__(self, redis: Redis, plan: Plan) -> None:
+        """As `FeatureClient`, over a `redis.asyncio` client."""
+        require_bytes(redis)
+        self._redis = redis
+        self._lookup = Lookup(plan)
+
+    @classmethod
+    async def connect(cls, redis_url: str, *, project: str, service: str) -> AsyncFeatureClient:
+        """As `FeatureClient.connect`."""
+        try:
+            redis = Redis.from_url(redis_url, decode_responses=False)
+        except ValueError as error:
+            raise bad_url(error) from error
+        try:
+            try:
+                async with redis.pipeline(transaction=False) as pipeline:
+                    pipeline.get(plan_key(project, service))
+                    pipeline.hkeys(services_key(project))
+                    pipeline.hkeys(views_key(project))
+                    document, services, views = await pipeline.execute()
+            except (RedisError, OSError) as error:
+                raise lost(redis, error) from error
+            plan = plan_of(document, services, project, service)
+            check_views(plan, views)
+            return cls(redis, plan)
+        except BaseException:
+            await redis.aclose()
+            raise
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in use."""
+        return self._lookup.plan
+
+    async def get(self, rows: Rows, as_of: Any = None) -> FeatureRows:
+        """As `FeatureClient.get`."""
+        request = self._lookup.request(rows)
+        moments = None if as_of is None else instants(as_of, request.count)
+        values: list[bytes | None] = []
+        if request.keys:
+            try:
+                values = cast(list[bytes | None], await self._redis.mget(request.keys))
+            except (RedisError, OSError) as error:
+                raise lost(self._redis, error) from error
+        if moments is None:
+            moments = np.full(request.count, now(), np.int64)
+        return self._lookup.decode(request, values, moments)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._redis.aclose()
+
+    async def __aenter__(self) -> AsyncFeatureClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

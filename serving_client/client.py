@@ -1,0 +1,125 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+from redis import Redis
+from redis.exceptions import RedisError
+
+from serving_client.lookup import Lookup
+from serving_client.readiness import address, check_views, plan_of, unavailable
+from serving_client.request import Rows
+from serving_client.rows import FeatureRows
+from tally.errors import DataError, UnavailableError
+from tally.layout import plan_key, services_key, views_key
+from tally.plan import Plan
+from tally.time import instants
+
+
+class FeatureClient:
+    """Looks the features of one service up in Redis. Safe to share between threads.
+
+    One `get` is one MGET, so it needs a server that holds all keys: standalone Redis, or Sentinel's master. Redis
+    Cluster (one MGET per node) is not supported yet.
+    """
+
+    def __init__(self, redis: Redis, plan: Plan) -> None:
+        """A client over a redis-py client (without `decode_responses`) and a plan of one service (`plan.for_service`).
+
+        Raises DefinitionMismatchError when a request function is not the one that was applied. Asks Redis nothing.
+        """
+        require_bytes(redis)
+        self._redis = redis
+        self._lookup = Lookup(plan)
+
+    @classmethod
+    def connect(cls, redis_url: str, *, project: str, service: str) -> FeatureClient:
+        """A client for a service that `feast apply` published to the Redis at `redis_url`.
+
+        Raises UnavailableError (no Redis), NotReadyError (no plan, or a view's definition was never loaded),
+        UnknownServiceError, DefinitionMismatchError (the request functions here are not those that were applied).
+        """
+        try:
+            redis = Redis.from_url(redis_url, decode_responses=False)
+        except ValueError as error:
+            raise bad_url(error) from error
+        try:
+            try:
+                with redis.pipeline(transaction=False) as pipeline:
+                    pipeline.get(plan_key(project, service))
+                    pipeline.hkeys(services_key(project))
+                    pipeline.hkeys(views_key(project))
+                    document, services, views = pipeline.execute()
+            except (RedisError, OSError) as error:
+                raise lost(redis, error) from error
+            plan = plan_of(document, services, project, service)
+            check_views(plan, views)
+            return cls(redis, plan)
+        except BaseException:
+            redis.close()
+            raise
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in use."""
+        return self._lookup.plan
+
+    def get(self, rows: Rows, as_of: Any = None) -> FeatureRows:
+        """The features of `rows`, in their order, in one round trip.
+
+        `rows` is a list of dicts, or a dict of columns, with the service's keys and request fields; others are ignored.
+        `as_of` is None (now: when the store has answered), one instant (datetime, or int µs UTC), or one for each row.
+        Raises DataError for rows that do not fit, UnavailableError, StoredBytesError, DefinitionMismatchError.
+        """
+        request = self._lookup.request(rows)
+        moments = None if as_of is None else instants(as_of, request.count)
+        values: list[bytes | None] = []
+        if request.keys:
+            try:
+                values = cast(list[bytes | None], self._redis.mget(request.keys))
+            except (RedisError, OSError) as error:
+                raise lost(self._redis, error) from error
+        if moments is None:
+            moments = np.full(request.count, now(), np.int64)
+        return self._lookup.decode(request, values, moments)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._redis.close()
+
+    def __enter__(self) -> FeatureClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def now() -> int:
+    """The clock, in microseconds UTC."""
+    return time.time_ns() // 1000
+
+
+def require_bytes(redis: Any) -> None:
+    """Raises DataError for a redis-py client that turns values into text."""
+    if redis.get_encoder().decode_responses:
+        raise DataError("The Redis client has decode_responses=True, which breaks packed values; make one without it.")
+
+
+def lost(redis: Any, error: Exception) -> UnavailableError:
+    """The error for a call of `redis` that failed."""
+    connection = redis.connection_pool.connection_kwargs
+    return unavailable(address(connection), error, connection.get("password"))
+
+
+def bad_url(error: ValueError) -> UnavailableError:
+    """The error for an address that redis-py does not understand; it may hold a password, so it is not repeated."""
+    return UnavailableError(
+        "REDIS_URL is not an address that redis-py understands "
+        f"({type(error).__name__}); give redis://HOST:PORT/DB, rediss://... or unix://PATH."
+    )

@@ -1,0 +1,275 @@
+"""A service's lookup, compiled once from its plan: which keys to read, what the bytes read mean. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving_client.request import Rows, columns_of, require_keys
+from serving_client.rows import FeatureRows, Read
+from serving_client.status import Status
+from tally import functions, tiles
+from tally.columns import Column, canonical, nulls
+from tally.errors import DataError, DefinitionError, UnknownServiceError
+from tally.layout import LatestRows, TileRows, entity_texts, unpack_tiles
+from tally.plan import FunctionUse, Input, Plan, RequestFunction, View, ViewUse
+
+Positions = NDArray[np.int64]
+Instants = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`count` rows as checked `columns`, and the distinct `keys` to read for them.
+
+    `blocks` says for each view which of `keys` are its own; `positions` for each use of a view which key of that block
+    each row reads (None: row i reads key i).
+    """
+
+    count: int
+    columns: Mapping[str, Column]
+    keys: list[bytes]
+    blocks: list[slice]
+    positions: list[Positions | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A use of the view at `block`. `wanted` are the features that outputs or request functions read."""
+
+    definition: ViewUse
+    view: View
+    block: int
+    wanted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A request function, ready to run: where each parameter comes from (use, feature), or (-1, request field)."""
+
+    definition: RequestFunction
+    use: FunctionUse
+    function: functions.Transformation
+    inputs: tuple[tuple[str, int, str], ...]
+
+
+class Lookup:
+    """The lookup of the one service of `plan`.
+
+    Raises UnknownServiceError when the plan has not exactly one service, DefinitionMismatchError when a request
+    function is missing here or is another version.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        if len(plan.services) != 1:
+            raise UnknownServiceError(
+                f"A lookup is for one service, this plan of {plan.project} has {len(plan.services)}; "
+                "give plan.for_service(name)."
+            )
+        self.plan = plan
+        self.service = plan.services[0]
+        self._fields = (*self.service.keys, *self.service.request)
+        self._views = [plan.view(name) for name in dict.fromkeys(use.view for use in self.service.views)]
+        self._prefixes = [view.prefix(plan.project) for view in self._views]
+        self._calls = [self._call(use) for use in self.service.functions]
+        self._uses = [self._use(position, use) for position, use in enumerate(self.service.views)]
+
+    def _call(self, use: FunctionUse) -> _Call:
+        definition = self.plan.function(use.function)
+        inputs = tuple((i.parameter, *self._origin(definition, i)) for i in definition.inputs)
+        return _Call(definition, use, functions.load(definition.function), inputs)
+
+    def _origin(self, definition: RequestFunction, one: Input) -> tuple[int, str]:
+        if not one.view:
+            return -1, one.feature
+        for name in ("name", "view"):
+            for position, use in enumerate(self.service.views):
+                if getattr(use, name) == one.view:
+                    return position, one.feature
+        raise DefinitionError(
+            f"{definition.name} reads {one.feature} of {one.view}, which service {self.service.name} does not look up; "
+            "run feast apply."
+        )
+
+    def _use(self, position: int, use: ViewUse) -> _Use:
+        view = self.plan.view(use.view)
+        read = [feature for call in self._calls for _, source, feature in call.inputs if source == position]
+        wanted = tuple(dict.fromkeys([feature for feature, _ in use.features] + read))
+        return _Use(use, view, self._views.index(view), wanted)
+
+    def request(self, rows: Rows) -> Request:
+        """The keys that `rows` need. Raises DataError, naming column and row, for what is missing, null or mistyped."""
+        count, columns = columns_of(rows, self._fields)
+        require_keys(self.service.keys, columns)
+        texts: dict[tuple[str, ...], list[bytes]] = {}
+        for names in dict.fromkeys(use.definition.keys for use in self._uses):
+            texts[names] = _texts(names, columns)
+        keys: list[bytes] = []
+        blocks: list[slice] = []
+        positions: list[Positions | None] = [None] * len(self._uses)
+        for block, prefix in enumerate(self._prefixes):
+            uses = [(i, texts[use.definition.keys]) for i, use in enumerate(self._uses) if use.block == block]
+            distinct = _distinct([part for _, part in uses])
+            start = len(keys)
+            keys += [prefix + text for text in distinct]
+            blocks.append(slice(start, len(keys)))
+            if len(uses) > 1 or len(distinct) < count:
+                for i, part in uses:
+                    positions[i] = np.fromiter((distinct[text] for text in part), np.int64, count)
+        return Request(count, columns, keys, blocks, positions)
+
+    def decode(self, request: Request, values: Sequence[bytes | None], as_of: Instants) -> FeatureRows:
+        """The answer, from the `values` of `request.keys` and an instant for each row (int64 µs).
+
+        Raises StoredBytesError or DefinitionMismatchError, naming the key, for bytes that this plan cannot read.
+        """
+        if request.count == 0:
+            return self._empty()
+        stored = [
+            self._stored(view, values[block], request.keys[block])
+            for view, block in zip(self._views, request.blocks, strict=True)
+        ]
+        reads: list[Read] = []
+        features: list[Mapping[str, Column]] = []
+        for use, positions in zip(self._uses, request.positions, strict=True):
+            rows = stored[use.block]
+            if isinstance(rows, TileRows):
+                read, columns = _windows(use, rows, positions, as_of)
+            else:
+                read, columns = _latest(use, rows, positions, as_of)
+            reads.append(read)
+            features.append(columns)
+        return self._answer(request, as_of, reads, features)
+
+    def _stored(self, view: View, values: Sequence[bytes | None], keys: Sequence[bytes]) -> LatestRows | TileRows:
+        if view.kind == "window":
+            return unpack_tiles(view.tile_layout.record, view.tag, values, keys)
+        return view.row_layout.unpack(values, keys)
+
+    def _answer(
+        self, request: Request, as_of: Instants, reads: list[Read], features: list[Mapping[str, Column]]
+    ) -> FeatureRows:
+        columns: dict[str, Column] = {}
+        status: dict[str, NDArray[np.uint8]] = {}
+        for use, read, found in zip(self._uses, reads, features, strict=True):
+            for feature, name in use.definition.features:
+                columns[name], status[name] = found[feature], read.status
+        for call in self._calls:
+            inputs = {
+                parameter: request.columns[feature] if source < 0 else features[source][feature]
+                for parameter, source, feature in call.inputs
+            }
+            outputs = functions.run(call.function, inputs, call.definition.outputs, request.count)
+            worst = np.zeros(request.count, np.uint8)
+            for _, source, _ in call.inputs:
+                if source >= 0:
+                    worst = np.maximum(worst, reads[source].status)
+            for output, name in call.use.features:
+                columns[name], status[name] = outputs[output], worst
+        names = [output.name for output in self.service.outputs]
+        return FeatureRows(
+            self.service, {name: columns[name] for name in names}, {name: status[name] for name in names}, as_of, reads
+        )
+
+    def _empty(self) -> FeatureRows:
+        none = np.zeros(0, np.uint8)
+        when = np.zeros(0, np.int64)
+        outputs = self.service.outputs
+        reads = [Read(use.name, none, none.astype(np.bool_), when, ()) for use in self.service.views]
+        columns = {output.name: nulls(output.dtype, 0) for output in outputs}
+        return FeatureRows(self.service, columns, {output.name: none for output in outputs}, when, reads)
+
+
+def _texts(names: Sequence[str], columns: Mapping[str, Column]) -> list[bytes]:
+    try:
+        return entity_texts([columns[name] for name in names])
+    except UnicodeEncodeError as error:
+        raise DataError(f"Entity key {', '.join(names)}: {error.object!r} is not valid Unicode text.") from error
+
+
+def _distinct(parts: Sequence[Sequence[bytes]]) -> dict[bytes, int]:
+    """Each different text with its position, in the order of first appearance."""
+    distinct: dict[bytes, int] = {}
+    for part in parts:
+        for text in part:
+            distinct.setdefault(text, len(distinct))
+    return distinct
+
+
+def _latest(
+    use: _Use, stored: LatestRows, positions: Positions | None, as_of: Instants
+) -> tuple[Read, dict[str, Column]]:
+    found, timestamp, a, b = stored.found, stored.timestamp, stored.a, stored.b
+    if positions is not None:
+        found, timestamp, a, b = found[positions], timestamp[positions], a[positions], b[positions]
+    status = np.zeros(len(as_of), np.uint8)
+    if use.view.ttl:
+        status[as_of - timestamp > use.view.ttl] = Status.EXPIRED
+    status[timestamp > as_of] = Status.AHEAD
+    status[~found] = Status.MISSING
+    visible = status == Status.PRESENT
+    columns = {}
+    for feature in use.wanted:
+        values = stored.columns[feature] if positions is None else stored.columns[feature].take(positions)
+        columns[feature] = values if visible.all() else canonical(values.dtype, values.values, values.valid & visible)
+    return Read(use.definition.name, status, found, timestamp, _Versions(found, timestamp, a, b)), columns
+
+
+def _windows(
+    use: _Use, stored: TileRows, positions: Positions | None, as_of: Instants
+) -> tuple[Read, dict[str, Column]]:
+    found, newest, records, rows = stored.found, stored.newest, stored.records, stored.rows
+    if positions is not None:
+        found, newest = found[positions], newest[positions]
+        chosen, rows = _spread(rows, len(stored.found), positions)
+        records = records[chosen]
+    status = np.where(found, 0, np.uint8(Status.MISSING)).astype(np.uint8)
+    status[found & (newest > as_of)] = Status.AHEAD
+    columns = tiles.read(use.view.tile_layout, records, rows, as_of)
+    return Read(use.definition.name, status, found, newest, _Fences(stored, positions)), columns
+
+
+def _spread(rows: Positions, count: int, positions: Positions) -> tuple[Positions, Positions]:
+    """(record, row) of the records of each row, where row i has those of entity `positions[i]`; `rows` are sorted."""
+    starts = np.searchsorted(rows, np.arange(count + 1))
+    sizes = np.diff(starts)[positions]
+    before = np.cumsum(sizes) - sizes
+    owners = np.repeat(np.arange(len(positions)), sizes)
+    return np.arange(len(owners)) + np.repeat(starts[positions] - before, sizes), owners
+
+
+@dataclass(frozen=True, slots=True)
+class _Versions(Sequence[Any]):
+    """Evidence of latest rows, made when asked for."""
+
+    found: NDArray[np.bool_]
+    timestamp: NDArray[np.int64]
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, row: Any) -> Any:
+        if not self.found[row]:
+            return None
+        return {"version": [int(self.timestamp[row]), int(self.a[row]), int(self.b[row])]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Fences(Sequence[Any]):
+    """Evidence of tiles, made when asked for."""
+
+    stored: TileRows
+    positions: Positions | None
+
+    def __len__(self) -> int:
+        return len(self.stored.found if self.positions is None else self.positions)
+
+    def __getitem__(self, row: Any) -> Any:
+        entity = row if self.positions is None else self.positions[row]
+        return {"fences": self.stored.fences[entity]} if self.stored.found[entity] else None

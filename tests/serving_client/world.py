@@ -1,0 +1,195 @@
+"""A small project with every dtype and every kind of view, and how its rows get into Redis without any job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from redis import Redis
+
+from tally import tiles
+from tally.aggregates import EventOrder, output_dtype
+from tally.columns import column
+from tally.dtypes import DTYPES, Dtype
+from tally.functions import describe
+from tally.layout import entity_texts, pack_tiles, plan_key, services_key, views_key
+from tally.plan import (
+    Field,
+    FunctionUse,
+    Input,
+    Plan,
+    RequestFunction,
+    Service,
+    Source,
+    View,
+    ViewUse,
+    hashed_service,
+    hashed_view,
+)
+from tally.tiles import Aggregation
+from tally.windows import Window
+
+PROJECT = "world"
+SECOND = 1_000_000
+TTL = 60 * SECOND
+SHORT = Window(60 * SECOND, 5 * SECOND)
+LONG = Window(600 * SECOND, 60 * SECOND)
+NUMBERS: tuple[Dtype, ...] = ("Float64", "Float32", "Int64", "Int32", "Bool")
+
+Row = Mapping[str, Any]
+
+
+def combine(f64: Any, i64: Any, total: Any, weight: Any) -> dict[str, Any]:
+    """A request function: stored features, one of them windowed, with a request field."""
+    return {"score": f64 * weight + total, "next": i64 + 1, "heavy": weight > 1.5}
+
+
+def echo(text: Any, label: Any) -> dict[str, Any]:
+    """A request function of request fields alone."""
+    return {"both": np.array([None if a is None or b is None else a + b for a, b in zip(text, label, strict=True)], object)}
+
+
+def _fields(**dtypes: Dtype) -> tuple[Field, ...]:
+    return tuple(Field(name, dtype) for name, dtype in dtypes.items())
+
+
+SOURCE = Source("rows", "ROWS", "", "", "at", "created", "", ())
+STREAM = Source("events", "EVENTS", "", "", "at", "", "events", _fields(place="String", at="UnixTimestamp"))
+PLACE = _fields(place="String")
+EVERY = tuple(Field(f"v_{dtype}", dtype) for dtype in DTYPES)
+
+
+def _aggregations() -> tuple[Aggregation, ...]:
+    found = []
+    for dtype in (*NUMBERS, "UnixTimestamp"):
+        for function in ("count", "sum", "mean", "std", "var", "min", "max", "first", "last"):
+            if dtype == "UnixTimestamp" and function in ("sum", "mean", "std", "var"):
+                continue
+            for label, window in (("short", SHORT), ("long", LONG)):
+                output = output_dtype(function, dtype)
+                found.append(Aggregation(f"{function}_{dtype}_{label}", f"v_{dtype}", dtype, function, window, output))
+    return tuple(found)
+
+
+def _view(**parts: Any) -> View:
+    source = STREAM if parts.get("stream") else SOURCE
+    defaults: dict[str, Any] = {
+        "kind": "latest", "source": source.name, "keys": PLACE, "timestamp": "at", "created": source.created, "ttl": 0,
+        "online": True, "stream": False, "function": None, "aggregations": (),
+    }  # fmt: skip
+    merged = {**defaults, **parts}
+    columns = (*merged["keys"], *merged["fields"], Field("at", "UnixTimestamp"))
+    return hashed_view(View(columns=columns, **merged), source)
+
+
+PLANES = _view(name="planes", fields=EVERY, ttl=TTL)
+PAIRS = _view(name="pairs", fields=_fields(level="Int64", note="String"), keys=_fields(code="Int64", who="String"), stream=True)
+DELAYS = _view(
+    name="delays",
+    kind="window",
+    fields=tuple(Field(a.feature, a.output) for a in _aggregations()),
+    aggregations=_aggregations(),
+    stream=True,
+)
+
+
+def make_plan() -> Plan:
+    """The project's plan: one service that uses `planes` and `delays` twice, under two columns of the request."""
+    combined = RequestFunction(
+        "combined",
+        describe(combine),
+        (
+            Input("f64", "Float64", "planes", "v_Float64"),
+            Input("i64", "Int64", "planes", "v_Int64"),
+            Input("total", "Float64", "delays", "sum_Float64_long"),
+            Input("weight", "Float64", "", "weight"),
+        ),
+        _fields(score="Float64", next="Int64", heavy="Bool"),
+    )
+    echoed = RequestFunction(
+        "echoed",
+        describe(echo),
+        (Input("text", "String", "", "place"), Input("label", "String", "", "label")),
+        _fields(both="String"),
+    )
+    uses = (
+        ViewUse("planes", "planes", ("place",), tuple((f.name, f.name) for f in EVERY)),
+        ViewUse("planes", "there", ("other",), tuple((f.name, f"there__{f.name}") for f in EVERY)),
+        ViewUse("pairs", "pairs", ("code", "who"), (("note", "note"), ("level", "level"))),
+        ViewUse("delays", "delays", ("place",), tuple((f.name, f.name) for f in DELAYS.fields)),
+        ViewUse("delays", "delays_there", ("other",), (("sum_Int64_short", "there__sum"),)),
+    )
+    functions = (
+        FunctionUse("combined", (("score", "score"), ("next", "next"), ("heavy", "is_heavy"))),
+        FunctionUse("echoed", (("both", "both"),)),
+    )
+    outputs = (
+        *_fields(score="Float64", is_heavy="Bool", next="Int64", both="String"),
+        *EVERY,
+        *(Field(f"there__{f.name}", f.dtype) for f in EVERY),
+        *_fields(note="String", level="Int64", there__sum="Int64"),
+        *DELAYS.fields,
+    )
+    service = Service(
+        "everything",
+        uses,
+        functions,
+        _fields(place="String", other="String", code="Int64", who="String"),
+        _fields(weight="Float64", label="String"),
+        outputs,
+    )
+    plan = Plan(PROJECT, (SOURCE, STREAM), (PLANES, PAIRS, DELAYS), (combined, echoed), ())
+    small = Service("small", uses[2:3], (), _fields(code="Int64", who="String"), (), _fields(note="String", level="Int64"))
+    services = (hashed_service(service, plan), hashed_service(small, plan))
+    return Plan(PROJECT, plan.sources, plan.views, plan.functions, services)
+
+
+PLAN = make_plan()
+ONE = PLAN.for_service("everything")
+
+
+def key_of(view: View, row: Row) -> bytes:
+    """The Redis key of a row's entity."""
+    return view.prefix(PROJECT) + entity_texts([column(k.dtype, [row[k.name]]) for k in view.keys])[0]
+
+
+def store_latest(redis: Redis, view: View, rows: Sequence[Row]) -> None:
+    """Write the greatest row of each entity; rows have the view's columns, `at` in µs, and the tie-break `a`."""
+    newest: dict[bytes, Row] = {}
+    for row in sorted(rows, key=lambda r: (r["at"], r["a"])):
+        newest[key_of(view, row)] = row
+    for key, row in newest.items():
+        columns = {f.name: column(f.dtype, [row[f.name]], f.name) for f in view.fields}
+        stamps = (np.array([row[name]], np.int64) for name in ("at", "a"))
+        redis.set(key, view.row_layout.pack(*stamps, np.zeros(1, np.int64), columns)[0])
+
+
+def store_tiles(redis: Redis, view: View, rows: Sequence[Row]) -> None:
+    """Write the tiles of each entity; rows have the view's keys and aggregated columns, `at`, `partition`, `offset`."""
+    entities: dict[bytes, list[Row]] = {}
+    for row in rows:
+        entities.setdefault(key_of(view, row), []).append(row)
+    dtypes = {a.column: a.dtype for a in view.aggregations}
+    for key, own in entities.items():
+        order = EventOrder(*(np.array([r[name] for r in own], np.int64) for name in ("at", "partition", "offset")))
+        columns = {name: column(dtype, [r[name] for r in own], name) for name, dtype in dtypes.items()}
+        _, records, _ = tiles.build(view.tile_layout, np.zeros(len(own), np.int64), order, columns)
+        redis.set(key, pack_tiles(view.tag, int(order.timestamp.max()), fences_of(own), records.tobytes()))
+
+
+def fences_of(rows: Sequence[Row]) -> dict[int, int]:
+    """The last offset of each partition."""
+    fences: dict[int, int] = {}
+    for row in rows:
+        fences[row["partition"]] = max(row["offset"], fences.get(row["partition"], 0))
+    return fences
+
+
+def publish(redis: Redis, plan: Plan = PLAN, views: Sequence[View] | None = None) -> None:
+    """What `feast apply` and the loading jobs leave in Redis."""
+    for service in plan.services:
+        redis.set(plan_key(plan.project, service.name), plan.for_service(service.name).to_json())
+        redis.hset(services_key(plan.project), service.name, service.hash)
+    for view in plan.views if views is None else views:
+        redis.hset(views_key(plan.project), f"{view.name}@{view.hash}", "{}")
