@@ -48,6 +48,17 @@ class Settings(BaseSettings):
     tally_kafka_lib: Path | None = None
     tally_require_apache_kafka: bool = False
 
+    @classmethod
+    def for_repo(cls, repo: Path) -> Settings:
+        """Settings for a feature repository: TALLY_HOME, where it is not set, is `.tally` beside the repository's folder.
+
+        Feast's commands change into that folder, so a path relative to the current one would name another place there.
+        """
+        settings = cls()
+        if "tally_home" in settings.model_fields_set:
+            return settings
+        return cls(tally_home=repo.resolve().parent / settings.tally_home)
+
     @property
     def home(self) -> Path:
         """TALLY_HOME as an absolute path: where embedded services keep data, logs and `services.json`."""
