@@ -1,0 +1,358 @@
+"""The offline store: one Delta table per source, and the rows of a view read from it.
+
+Landing tables (sources with a topic) are kept decoded: who the event is (`_partition`, `_offset`), when it came
+(`_create_time`, `_landed_at`), and the message's fields with their types. Messages that do not decode lie beside them in
+``<source>__rejected``, with their reasons. Batch tables hold the typed columns that the views need.
+
+Each commit carries what the extraction knew: its watermark, and a hash of what the rows were decoded as.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
+import pyarrow.dataset as ds  # type: ignore[import-untyped, unused-ignore]
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from numpy.typing import NDArray
+
+from ingestion.arrow import INSTANT, TYPES, to_column, to_columns
+from ingestion.messages import view_rows
+from tally.columns import Column
+from tally.errors import DataError, NotReadyError, UnavailableError
+from tally.functions import load, parameters
+from tally.plan import Field, Plan, Source, View, digest
+from tally.time import to_datetime
+
+PARTITION: Final = "_partition"
+OFFSET: Final = "_offset"
+CREATE_TIME: Final = "_create_time"
+LANDED_AT: Final = "_landed_at"
+IDENTITY: Final = pa.schema(
+    [
+        pa.field("_topic", pa.string()),
+        pa.field(PARTITION, pa.int32()),
+        pa.field(OFFSET, pa.int64()),
+        pa.field(CREATE_TIME, INSTANT),
+        pa.field(LANDED_AT, INSTANT),
+    ]
+)
+"""Columns that say which event a landed row is, and when it came."""
+REJECTED: Final = pa.schema([*IDENTITY, pa.field("content", pa.binary()), pa.field("reason", pa.string())])
+METADATA_KEY: Final = "tally"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of one view, after the event function and refusals, in no particular order.
+
+    `columns` are `View.columns`; `timestamp` (µs), `a`, `b` and `arrival` (µs) have shape (n,). (a, b) break ties:
+    (partition, offset) for stream rows, (created in µs or 0, 0) for warehouse rows. `arrival` is when a row became visible
+    online: Kafka's CreateTime for stream rows, else `created`; where neither is known, the event timestamp.
+    `refused` counts rows that were left out, by reason; `version` is the version of the Delta table that was read.
+    """
+
+    columns: dict[str, Column]
+    timestamp: NDArray[np.int64]
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+    arrival: NDArray[np.int64]
+    refused: dict[str, int]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a commit says of the extraction that made it.
+
+    `schema_hash` is `source_hash` of the definitions in use; `offsets` is the greatest offset landed per partition (landing
+    tables), `instant` the greatest created or event time (batch tables, µs), None when there was none.
+    """
+
+    schema_hash: str
+    offsets: dict[int, int]
+    instant: int | None
+
+    def to_metadata(self) -> dict[str, str]:
+        """As the custom metadata of a commit."""
+        document = {
+            "schema_hash": self.schema_hash,
+            "offsets": {str(partition): offset for partition, offset in sorted(self.offsets.items())},
+            "instant": self.instant,
+        }
+        return {METADATA_KEY: json.dumps(document)}
+
+    @staticmethod
+    def from_metadata(text: str) -> Extracted:
+        """From the text that `to_metadata` made."""
+        document = json.loads(text)
+        offsets = {int(partition): offset for partition, offset in document["offsets"].items()}
+        return Extracted(document["schema_hash"], offsets, document["instant"])
+
+
+def table_uri(offline_uri: str, name: str) -> str:
+    """Where the table of a source is."""
+    return f"{offline_uri.rstrip('/')}/{name}"
+
+
+def rejected_name(source: Source) -> str:
+    """The table of a source's messages that do not decode."""
+    return f"{source.name}__rejected"
+
+
+def source_fields(plan: Plan, source: Source) -> tuple[Field, ...]:
+    """The typed columns that are kept of a source: its message's fields, or what its batch views need, by name.
+
+    Raises DataError when two views give one column different dtypes.
+    """
+    if source.topic:
+        return source.message
+    dtypes: dict[str, tuple[Any, str]] = {}
+    for view in plan.views:
+        if view.source != source.name:
+            continue
+        for field in view.columns:
+            dtype, owner = dtypes.setdefault(field.name, (field.dtype, view.name))
+            if dtype != field.dtype:
+                raise DataError(
+                    f"Column {field.name} of {source.table} is {dtype} in {owner} and {field.dtype} in {view.name}; "
+                    "give it one dtype in both feature views."
+                )
+    return tuple(Field(name, dtype) for name, (dtype, _) in sorted(dtypes.items()))
+
+
+def source_hash(plan: Plan, source: Source) -> str:
+    """Hash of what a source's rows are decoded as: rows that are kept under another hash must be extracted again."""
+    fields = [[field.name, field.dtype] for field in source_fields(plan, source)]
+    return digest([fields, source.topic, source.timestamp, source.created])
+
+
+def open_table(offline_uri: str, name: str) -> DeltaTable | None:
+    """The latest version of a table, or None when there is none. Raises UnavailableError when the store cannot be read."""
+    try:
+        return DeltaTable(table_uri(offline_uri, name))
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError) as error:
+        raise UnavailableError(
+            f"The offline table {table_uri(offline_uri, name)} cannot be read ({error}); check TALLY_OFFLINE_URI."
+        ) from error
+
+
+def open_version(offline_uri: str, name: str, version: int | None) -> DeltaTable:
+    """A source's table at `version` (None: the latest).
+
+    Raises NotReadyError when the source was never ingested, DataError when it has no such version.
+    """
+    table = open_table(offline_uri, name)
+    if table is None:
+        raise NotReadyError(
+            f"Source {name} has no offline table at {table_uri(offline_uri, name)}; run: tally ingest {name}"
+        )
+    newest = table.version()
+    if version is None or version == newest:
+        return table
+    if not 0 <= version < newest:
+        raise DataError(f"Offline table {name} has versions 0 to {newest}, not {version}; choose one of these.")
+    try:
+        table.load_as_version(version)
+    except DeltaError as error:
+        raise DataError(f"Version {version} of offline table {name} is no longer kept ({error}).") from error
+    return table
+
+
+def extracted(table: DeltaTable, name: str) -> Extracted:
+    """What the last extraction into this version of the table knew. Raises NotReadyError when no commit says."""
+    for commit in table.history():  # newest first, and also those after the version that is open
+        if commit["version"] <= table.version() and METADATA_KEY in commit:
+            return Extracted.from_metadata(commit[METADATA_KEY])
+    raise NotReadyError(
+        f"No commit of offline table {name} carries an extraction's watermark; run: tally ingest --full {name}"
+    )
+
+
+def write_table(
+    offline_uri: str,
+    name: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    overwrite: bool,
+    metadata: dict[str, str],
+) -> int:
+    """Append `batches` to a table (or replace it) in one commit, and return the version that this made.
+
+    Batches are written as they come, so memory stays bounded; what `batches` raises is raised here, and nothing is
+    committed. Raises UnavailableError when the store cannot be written.
+    """
+    raised: list[BaseException] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except BaseException as error:
+            raised.append(error)  # delta-rs would hide it in an error of its own
+            raise
+
+    uri = table_uri(offline_uri, name)
+    try:
+        write_deltalake(
+            uri,
+            pa.RecordBatchReader.from_batches(schema, watched()),
+            mode="overwrite" if overwrite else "append",
+            schema_mode="overwrite" if overwrite else None,
+            commit_properties=CommitProperties(custom_metadata=metadata),
+        )
+    except (DeltaError, OSError) as error:
+        if raised:
+            raise raised[0] from None
+        raise UnavailableError(
+            f"The offline table {uri} cannot be written ({error}); check TALLY_OFFLINE_URI."
+        ) from error
+    return DeltaTable(uri).version()
+
+
+def high_watermarks(plan: Plan, source: Source, offline_uri: str, version: int | None = None) -> dict[int, int]:
+    """Partition -> greatest offset landed (bad messages included) in a landing table, at `version`.
+
+    Raises NotReadyError when it was never ingested, or under another definition of the message.
+    """
+    table = open_version(offline_uri, source.name, version)
+    return _checked(plan, source, table).offsets
+
+
+def read_rows(
+    plan: Plan,
+    view: View,
+    offline_uri: str,
+    *,
+    version: int | None = None,
+    start: int | None = None,
+    end: int | None = None,
+) -> Rows:
+    """The rows of `view` whose event timestamp lies in `start..end` (µs, both inclusive; None: no bound).
+
+    `version` is a version of the source's Delta table (None: the latest). Reads only the columns that the view needs, and
+    prunes files by time where the event function cannot change it; rows out of the range are then not counted as refused.
+    Raises NotReadyError when the source was never ingested or under another definition, DataError for an unknown version.
+    """
+    source = plan.source(view.source)
+    table = open_version(offline_uri, source.name, version)
+    if source.topic:
+        rows = _stream_rows(plan, source, view, table, start, end)
+    else:
+        rows = _batch_rows(source, view, table, start, end)
+    return rows
+
+
+def _stream_rows(plan: Plan, source: Source, view: View, table: DeltaTable, start: int | None, end: int | None) -> Rows:
+    _checked(plan, source, table)
+    function = None if view.function is None else load(view.function)
+    wanted = {field.name for field in view.columns}
+    wanted.update(() if function is None else parameters(function))
+    fields = [field for field in source.message if field.name in wanted]
+    prunable = function is None
+    data = _read(
+        table,
+        [PARTITION, OFFSET, CREATE_TIME, *(field.name for field in fields)],
+        _between(view.timestamp, start, end) if prunable else None,
+    )
+    partition = data.column(PARTITION).to_numpy().astype(np.int64)
+    offset = data.column(OFFSET).to_numpy()
+    once = first_of_each(partition, offset)
+    if once is not None:
+        data, partition, offset = data.take(once), partition[once], offset[once]
+    created = to_column("UnixTimestamp", data.column(CREATE_TIME))
+    columns, accepted, reasons = view_rows(view, function, to_columns(fields, data), data.num_rows)
+    timestamp = columns[view.timestamp].values
+    arrival = np.where(created.valid, created.values, timestamp)
+    if not prunable:
+        accepted &= _inside(timestamp, start, end)
+    return _accepted(table, columns, view, (partition, offset, arrival), accepted, reasons)
+
+
+def _batch_rows(source: Source, view: View, table: DeltaTable, start: int | None, end: int | None) -> Rows:
+    kept = {field.name: field.type for field in pa.schema(table.schema().to_arrow())}
+    for field in view.columns:
+        if kept.get(field.name) != TYPES[field.dtype]:
+            raise NotReadyError(
+                f"Offline table {source.name} (version {table.version()}) has no column {field.name} of dtype "
+                f"{field.dtype}, which {view.name} needs; run: tally ingest --full {source.name}"
+            )
+    data = _read(table, [field.name for field in view.columns], _between(view.timestamp, start, end))
+    columns, accepted, reasons = view_rows(view, None, to_columns(view.columns, data), data.num_rows)
+    timestamp = columns[view.timestamp].values
+    zeros = np.zeros(len(timestamp), np.int64)
+    if view.created:
+        created = columns[view.created]
+        a, arrival = created.values, np.where(created.valid, created.values, timestamp)
+    else:
+        a, arrival = zeros, timestamp
+    return _accepted(table, columns, view, (a, zeros, arrival), accepted, reasons)
+
+
+def _accepted(
+    table: DeltaTable,
+    columns: dict[str, Column],
+    view: View,
+    order: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    accepted: NDArray[np.bool_],
+    reasons: Mapping[int, str],
+) -> Rows:
+    a, b, arrival = order
+    if not accepted.all():
+        kept = np.flatnonzero(accepted)
+        columns = {name: column.take(kept) for name, column in columns.items()}
+        a, b, arrival = a[kept], b[kept], arrival[kept]
+    refused = dict(Counter(reasons.values()))
+    return Rows(columns, columns[view.timestamp].values, a, b, arrival, refused, table.version())
+
+
+def first_of_each(partition: NDArray[np.int64], offset: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Positions, rising, of one row for each (partition, offset); None when no pair occurs twice."""
+    order = np.lexsort((offset, partition))
+    again = (np.diff(partition[order]) == 0) & (np.diff(offset[order]) == 0)
+    return np.delete(np.arange(len(order)), order[1:][again]) if again.any() else None
+
+
+def _checked(plan: Plan, source: Source, table: DeltaTable) -> Extracted:
+    known = extracted(table, source.name)
+    if known.schema_hash != source_hash(plan, source):
+        raise NotReadyError(
+            f"Offline table {source.name} (version {table.version()}) was extracted under another definition of its "
+            f"message; run: tally ingest --full {source.name}"
+        )
+    return known
+
+
+def _read(table: DeltaTable, columns: Iterable[str], condition: Any) -> pa.Table:
+    try:
+        return table.to_pyarrow_dataset().to_table(columns=list(columns), filter=condition)
+    except (DeltaError, OSError) as error:
+        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({error}).") from error
+
+
+def _between(column: str, start: int | None, end: int | None) -> Any:
+    """Rows inside the range, and rows without a time: they are refused, and counted, later."""
+    condition = None
+    if start is not None:
+        condition = ds.field(column) >= pa.scalar(to_datetime(start), INSTANT)
+    if end is not None:
+        upper = ds.field(column) <= pa.scalar(to_datetime(end), INSTANT)
+        condition = upper if condition is None else condition & upper
+    return None if condition is None else condition | ds.field(column).is_null()
+
+
+def _inside(timestamp: NDArray[np.int64], start: int | None, end: int | None) -> NDArray[np.bool_]:
+    inside = np.ones(len(timestamp), np.bool_)
+    if start is not None:
+        inside &= timestamp >= start
+    if end is not None:
+        inside &= timestamp <= end
+    return inside
