@@ -58,8 +58,10 @@ def views_key(project: str) -> str:
 
 
 def progress_key(project: str) -> str:
-    """A hash: ``<view>@<view hash>:<topic>:<partition>`` -> the offset after the last message whose effects on that
-    definition are all in Redis."""
+    """A hash: ``<view>@<view hash>:<topic>:<partition>`` -> how far that definition has come.
+
+    It is the offset after the last message whose effects on the view are all in Redis.
+    """
     return f"tally:{project}:progress"
 
 

@@ -121,7 +121,8 @@ def build(
         for level, (hop, _) in enumerate(layout.levels)
     ]
     record_keys = np.concatenate([piece[0] for piece in pieces])
-    records = np.concatenate([piece[1] for piece in pieces])
+    records = np.empty(len(record_keys), layout.record)  # np.concatenate would make its bytes native
+    np.concatenate([piece[1] for piece in pieces], out=records)
     sizes = np.concatenate([piece[2] for piece in pieces])
     final = np.argsort(record_keys, kind="stable")
     return record_keys[final], records[final], sizes[final]
