@@ -1,0 +1,348 @@
+#!lua name=tally
+-- The writes that must be atomic per key. Redis 7.0 and later, Valkey 7.2 and later; every function takes one key.
+-- The bytes are those of tally/layout.py and tally/tiles.py. Lua's numbers are exact to 2^53, so 64-bit integers that may
+-- be larger are held and compared as (high, low) halves of 32 bits; counts and Kafka offsets are plain numbers.
+
+local LATEST_FORMAT, TILES_FORMAT = 1, 2
+local HALF = 4294967296
+local LOWEST_HIGH = -2147483648
+
+local function fail(code, text)
+  error({ err = code .. ' ' .. text })
+end
+
+local function less(high, low, other_high, other_low)
+  return high < other_high or (high == other_high and low < other_low)
+end
+
+-- Bytewise; Lua's own < on strings obeys the server's locale.
+local function bytes_less(one, other)
+  for i = 1, math.min(#one, #other) do
+    local x, y = string.byte(one, i), string.byte(other, i)
+    if x ~= y then return x < y end
+  end
+  return #one < #other
+end
+
+local function check(value, format, tag, key)
+  if string.byte(value, 1) ~= format then fail('TALLYFORMAT', key) end
+  local stored = string.sub(value, 2, 9)
+  if stored ~= tag then
+    fail('TALLYTAG', (string.gsub(stored, '.', function(c) return string.format('%02x', string.byte(c)) end)) .. ' ' .. key)
+  end
+end
+
+local function store(key, value, ttl_ms)
+  if tonumber(ttl_ms) > 0 then
+    redis.call('SET', key, value, 'PX', ttl_ms)
+  else
+    redis.call('SET', key, value)
+  end
+end
+
+-- Latest rows ------------------------------------------------------------------------------------------------------------
+
+-- ARGV: value, ttl_ms (0: none). Keeps the row that is greatest by (timestamp, a, b), then by bytes, so the result does
+-- not depend on the order of the calls. Returns 1 when the value was stored, 0 when what is there stays.
+local function put_latest(keys, args)
+  local key, value = keys[1], args[1]
+  local stored = redis.call('GET', key)
+  if stored then
+    check(stored, LATEST_FORMAT, string.sub(value, 2, 9), key)
+    if stored == value then return 0 end
+    local ordered = false
+    for position = 10, 26, 8 do
+      local low, high = struct.unpack('<I4i4', value, position)
+      local stored_low, stored_high = struct.unpack('<I4i4', stored, position)
+      if high ~= stored_high or low ~= stored_low then
+        if less(high, low, stored_high, stored_low) then return 0 end
+        ordered = true
+        break
+      end
+    end
+    if not ordered and bytes_less(value, stored) then return 0 end
+  end
+  store(key, value, args[2])
+  return 1
+end
+
+-- Tiles ------------------------------------------------------------------------------------------------------------------
+
+local HEADER, FENCE = 19, 12
+local APPLIED, DUPLICATE = -1, -2
+
+-- A merge program (TileLayout.merge_program) with the format of a record and where each column's numbers are in it.
+local function compile(text)
+  local document = cjson.decode(text)
+  local format, columns, at = { '<BI4i4' }, {}, 4
+  for _, cells in ipairs(document.columns) do
+    local column = { count = at, cells = {} }
+    table.insert(format, '<I8')
+    at = at + 1
+    for _, cell in ipairs(cells) do
+      local kind, limbs = cell[1], cell[2]
+      local first = at
+      if kind == 'sum' or kind == 'squares' then
+        table.insert(format, '<' .. string.rep('I4', limbs - 1) .. 'i4')
+        at = at + limbs
+      elseif kind == 'min' or kind == 'max' then
+        table.insert(format, '>I4I4')
+        at = at + 2
+      else
+        table.insert(format, '>I4I4I4I4I4I4I4')
+        at = at + 7
+      end
+      local least = kind == 'min' or kind == 'first'
+      table.insert(column.cells, { adds = limbs > 0, least = least, first = first, last = at - 1 })
+    end
+    column.last = at - 1
+    table.insert(columns, column)
+  end
+  local levels = {}
+  for _, level in ipairs(document.levels) do
+    local length_high = math.floor(level[2] / HALF)
+    table.insert(levels, { hop = level[1], length_high = length_high, length_low = level[2] - length_high * HALF })
+  end
+  return { size = document.size, format = table.concat(format), columns = columns, levels = levels }
+end
+
+-- Compiled programs by their text: a handful per project, forgotten when definitions have changed very often.
+local programs, programs_kept = {}, 0
+
+local function program_of(text)
+  local program = programs[text]
+  if not program then
+    if programs_kept >= 256 then programs, programs_kept = {}, 0 end
+    program = compile(text)
+    programs[text] = program
+    programs_kept = programs_kept + 1
+  end
+  return program
+end
+
+-- floor((high:low) / divisor), exactly, for a divisor below 2^52.
+local function floor_divide(high, low, divisor)
+  if high >= -1048576 and high < 1048576 then
+    local number = high * HALF + low
+    local quotient = math.floor(number / divisor)
+    local remainder = number - quotient * divisor
+    if remainder < 0 then
+      quotient = quotient - 1
+    elseif remainder >= divisor then
+      quotient = quotient + 1
+    end
+    local quotient_high = math.floor(quotient / HALF)
+    return quotient_high, quotient - quotient_high * HALF
+  end
+  if high < 0 then -- floor(a / b) = -1 - floor((-1 - a) / b)
+    local inverse_high, inverse_low = floor_divide(-1 - high, HALF - 1 - low, divisor)
+    return -1 - inverse_high, HALF - 1 - inverse_low
+  end
+  local remainder, halves = 0, {}
+  for i, half in ipairs({ high, low }) do
+    local quotient, bit = 0, 2147483648
+    while bit >= 1 do
+      remainder = remainder * 2
+      if half >= bit then
+        remainder, half = remainder + 1, half - bit
+      end
+      quotient = quotient * 2
+      if remainder >= divisor then
+        remainder, quotient = remainder - divisor, quotient + 1
+      end
+      bit = bit / 2
+    end
+    halves[i] = quotient
+  end
+  return halves[1], halves[2]
+end
+
+-- Index of the oldest tile of a level that a window as of high:low or later can see.
+local function oldest_tile(level, high, low)
+  low = low - level.length_low
+  high = high - level.length_high
+  if low < 0 then
+    low, high = low + HALF, high - 1
+  end
+  return floor_divide(high, low, level.hop)
+end
+
+-- The first of the sorted records `from .. count - 1` (from 0) of `value` that is not before (level, high, low).
+local function search(value, start, size, from, count, level, high, low)
+  local stop = count
+  local middle = from
+  while from < stop do
+    local its_level, its_low, its_high = struct.unpack('<BI4i4', value, start + middle * size)
+    if its_level < level or (its_level == level and less(its_high, its_low, high, low)) then
+      from = middle + 1
+    else
+      stop = middle
+    end
+    middle = math.floor((from + stop) / 2)
+  end
+  return from
+end
+
+local function merge_records(program, into, other)
+  for _, column in ipairs(program.columns) do
+    local count = column.count
+    if other[count] > 0 and into[count] == 0 then
+      for i = count, column.last do into[i] = other[i] end
+    elseif other[count] > 0 then
+      into[count] = into[count] + other[count]
+      for _, cell in ipairs(column.cells) do
+        local first, last = cell.first, cell.last
+        if cell.adds then
+          local carry = 0
+          for i = first, last - 1 do
+            local sum = into[i] + other[i] + carry
+            if sum >= HALF then
+              into[i], carry = sum - HALF, 1
+            else
+              into[i], carry = sum, 0
+            end
+          end
+          local top = into[last] + other[last] + carry
+          if top < -2147483648 or top > 2147483647 then
+            fail('TALLYRANGE', 'a sum does not fit its cell')
+          end
+          into[last] = top
+        else
+          for i = first, last do
+            if into[i] ~= other[i] then
+              if (other[i] < into[i]) == cell.least then
+                for j = i, last do into[j] = other[j] end
+              end
+              break
+            end
+          end
+        end
+      end
+    end
+  end
+end
+
+-- Position (from 1) of the first stored fence whose partition is not below `partition`, and its offset if it is that one.
+local function find_fence(value, count, partition)
+  local from, stop = 0, count
+  while from < stop do
+    local middle = math.floor((from + stop) / 2)
+    local its, offset = struct.unpack('<I4i8', value, HEADER + 1 + middle * FENCE)
+    if its == partition then return HEADER + 1 + middle * FENCE, offset end
+    if its < partition then from = middle + 1 else stop = middle end
+  end
+  return HEADER + 1 + from * FENCE, nil
+end
+
+-- ARGV: merge program, tag, extent, records, ttl_ms. The extent is u32 partition, i64 first offset, i64 last offset, i64
+-- newest event timestamp of the delta; its records are sorted and hold every event of this key from the first offset to
+-- the last. Applied once, whoever sends it, however often:
+--   -1            applied
+--   -2            every event of it was applied before
+--   fence >= 0    events up to this offset were applied before: send again what lies beyond it
+--   {p, q, ...}   applied, but these of its records (from 0) were older than every window as of the newest stored event
+local function merge_tiles(keys, args)
+  local key, program, tag, records = keys[1], program_of(args[1]), args[2], args[4]
+  local partition, first, last, low, high = struct.unpack('<I4i8i8I4i4', args[3])
+  local size = program.size
+  local value = redis.call('GET', key)
+  local stored_low, stored_high
+  local fences, fence_at, count, start, total = '', nil, 0, 1, 0
+  if value then
+    check(value, TILES_FORMAT, tag, key)
+    stored_low, stored_high, count = struct.unpack('<I4i4H', value, 10)
+    local fence
+    fence_at, fence = find_fence(value, count, partition)
+    if fence and fence >= last then return DUPLICATE end
+    if fence and fence >= first then return fence end
+    start = HEADER + 1 + count * FENCE
+    total = (#value + 1 - start) / size
+    if less(high, low, stored_high, stored_low) then high, low = stored_high, stored_low end
+    fences = string.sub(value, HEADER + 1, fence_at - 1)
+    local after = string.sub(value, fence_at + (fence and FENCE or 0), start - 1)
+    fences = fences .. struct.pack('<I4i8', partition, last) .. after
+    if not fence then count = count + 1 end
+  else
+    fences, count = struct.pack('<I4i8', partition, last), 1
+  end
+
+  local pieces = { struct.pack('<B', TILES_FORMAT), tag, struct.pack('<I4i4H', low, high, count), fences }
+  local too_late = {}
+  local cursor, sent, sent_total = 0, 0, #records / size
+  for position, level in ipairs(program.levels) do
+    local number = position - 1
+    local oldest_high, oldest_low = oldest_tile(level, high, low)
+    local known_high, known_low
+    if value then known_high, known_low = oldest_tile(level, stored_high, stored_low) end
+    cursor = search(value, start, size, cursor, total, number, oldest_high, oldest_low)
+    while sent < sent_total do
+      local its_level, its_low, its_high = struct.unpack('<BI4i4', records, sent * size + 1)
+      if its_level ~= number then break end
+      if less(its_high, its_low, oldest_high, oldest_low) then
+        if value and less(its_high, its_low, known_high, known_low) then table.insert(too_late, sent) end
+      else
+        local place = search(value, start, size, cursor, total, number, its_high, its_low)
+        if place > cursor then
+          table.insert(pieces, string.sub(value, start + cursor * size, start + place * size - 1))
+          cursor = place
+        end
+        local numbers
+        if cursor < total then numbers = { struct.unpack(program.format, value, start + cursor * size) } end
+        if numbers and numbers[1] == number and numbers[2] == its_low and numbers[3] == its_high then
+          merge_records(program, numbers, { struct.unpack(program.format, records, sent * size + 1) })
+          numbers[#numbers] = nil -- struct.unpack adds the position after the record
+          table.insert(pieces, struct.pack(program.format, unpack(numbers)))
+          cursor = cursor + 1
+        else
+          table.insert(pieces, string.sub(records, sent * size + 1, (sent + 1) * size))
+        end
+      end
+      sent = sent + 1
+    end
+    local stop = search(value, start, size, cursor, total, position, LOWEST_HIGH, 0)
+    if stop > cursor then
+      table.insert(pieces, string.sub(value, start + cursor * size, start + stop * size - 1))
+      cursor = stop
+    end
+  end
+  store(key, table.concat(pieces), args[5])
+  if #too_late > 0 then return too_late end
+  return APPLIED
+end
+
+-- ARGV: value, ttl_ms. Stores tiles made elsewhere where nothing is, or where they hold at least every event that is
+-- applied here: no stored fence lies beyond theirs. Returns 1 when stored, 0 when what is there stays.
+local function load_tiles(keys, args)
+  local key, value = keys[1], args[1]
+  local stored = redis.call('GET', key)
+  if stored then
+    check(stored, TILES_FORMAT, string.sub(value, 2, 9), key)
+    local count = struct.unpack('<H', value, 18)
+    local stored_count = struct.unpack('<H', stored, 18)
+    for i = 0, stored_count - 1 do
+      local partition, offset = struct.unpack('<I4i8', stored, HEADER + 1 + i * FENCE)
+      local _, fence = find_fence(value, count, partition)
+      if not fence or fence < offset then return 0 end
+    end
+  end
+  store(key, value, args[2])
+  return 1
+end
+
+-- Progress ---------------------------------------------------------------------------------------------------------------
+
+-- ARGV: field, offset, field, offset, ... Raises each field of the hash to its offset, never lowers one.
+local function advance(keys, args)
+  for i = 1, #args, 2 do
+    local stored = redis.call('HGET', keys[1], args[i])
+    if not stored or tonumber(stored) < tonumber(args[i + 1]) then
+      redis.call('HSET', keys[1], args[i], args[i + 1])
+    end
+  end
+  return redis.status_reply('OK')
+end
+
+redis.register_function('tally_put_latest', put_latest)
+redis.register_function('tally_merge_tiles', merge_tiles)
+redis.register_function('tally_load_tiles', load_tiles)
+redis.register_function('tally_advance', advance)
