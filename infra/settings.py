@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         return self.tally_offline_uri or str(self.home / "offline")
 
     def kafka_config(self) -> dict[str, str]:
-        """librdkafka properties that reach the cluster; add `group.id` and the like yourself."""
+        """Properties of librdkafka that reach the cluster; add `group.id` and the like yourself."""
         properties = {
             "bootstrap.servers": self.kafka_bootstrap_servers,
             "security.protocol": self.kafka_security_protocol,

@@ -11,10 +11,11 @@ import contextlib
 import json
 import sys
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 
 def main() -> None:
+    """Watch until the parent says "done" or its end of the pipe closes."""
     wards: list[tuple[int, list[str]]] = []
     for line in sys.stdin:
         message = json.loads(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ def main(address_file: Path) -> None:
     (broker,) = client.list_topics(timeout=30).brokers.values()
     scratch = address_file.with_suffix(".new")
     scratch.write_text(f"{broker.host}:{broker.port}")
-    os.replace(scratch, address_file)
+    scratch.replace(address_file)
     signal.sigwait({signal.SIGTERM})
 
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from infra.local.errors import LocalServiceError
@@ -35,11 +34,10 @@ def java() -> str:
 
 def version() -> str:
     """The version of Apache Kafka that `pom.xml` asks for."""
-    namespace = {"m": "http://maven.apache.org/POM/4.0.0"}
-    for dependency in ElementTree.parse(_POM).getroot().iterfind(".//m:dependency", namespace):
-        if dependency.findtext("m:artifactId", namespaces=namespace) == "kafka_2.13":
-            return dependency.findtext("m:version", default="", namespaces=namespace)
-    raise NoApacheKafkaError(f"{_POM} does not name org.apache.kafka:kafka_2.13: restore the file")
+    found = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([^<]+)</version>", _POM.read_text())
+    if found is None:
+        raise NoApacheKafkaError(f"{_POM} does not name org.apache.kafka:kafka_2.13: restore the file")
+    return found[1]
 
 
 def resolve(lib: Path) -> None:

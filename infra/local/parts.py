@@ -18,10 +18,17 @@ class Part(Protocol):
     PART: str
     VARIABLE: str
 
-    def start(self, settings: Settings, spawn: Spawn) -> Service: ...
-    def answers(self, service: Service) -> bool: ...
-    def addresses(self, settings: Settings, service: Service) -> dict[str, object]: ...
-    def data_paths(self, settings: Settings) -> list[str]: ...
+    def start(self, settings: Settings, spawn: Spawn) -> Service:
+        """Start it and wait until it answers. Raises LocalServiceError."""
+
+    def answers(self, service: Service) -> bool:
+        """Whether this very process, and no stranger at its address, answers."""
+
+    def addresses(self, settings: Settings, service: Service) -> dict[str, object]:
+        """The fields of Settings that lead to it."""
+
+    def data_paths(self, settings: Settings) -> list[str]:
+        """What `down(wipe=True)` deletes."""
 
 
 PARTS: dict[str, Part] = {module.PART: module for module in (redis, kafka, snowflake)}

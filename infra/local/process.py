@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from infra.local.errors import ChildDiedError, LocalServiceError
 from infra.local.service import Service

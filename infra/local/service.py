@@ -24,8 +24,10 @@ class Service:
     log: str
 
     def to_json(self) -> dict[str, Any]:
+        """A document for `services.json`."""
         return asdict(self)
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Service:
+        """The service that `to_json` wrote. Raises KeyError or TypeError on any other document."""
         return Service(**{**document, "command": tuple(document["command"])})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,18 +30,22 @@ class Services:
 
     @property
     def redis_url(self) -> str | None:
+        """The address of the embedded Redis, if there is one."""
         return self._address("redis")
 
     @property
     def kafka_bootstrap_servers(self) -> str | None:
+        """The address of the embedded Kafka, if there is one."""
         return self._address("kafka")
 
     @property
     def snowflake_url(self) -> str | None:
+        """The address of the embedded Snowflake emulator, if there is one."""
         return self._address("snowflake")
 
     @property
     def pids(self) -> dict[str, int]:
+        """The process of each part."""
         return {part: service.pid for part, service in self.running.items()}
 
     @property
@@ -172,4 +175,4 @@ def _read(settings: Settings) -> dict[str, Service]:
 def _write(settings: Settings, services: dict[str, Service]) -> None:
     scratch = _record(settings).with_suffix(".new")
     scratch.write_text(json.dumps({part: service.to_json() for part, service in services.items()}, indent=2) + "\n")
-    os.replace(scratch, _record(settings))
+    scratch.replace(_record(settings))

@@ -38,7 +38,7 @@ _encode_timestamps = fakesnow.arrow.timestamp_to_sf_struct
 
 
 def encode_timestamps(timestamps: pa.Array | pa.ChunkedArray) -> pa.StructArray:
-    """fakesnow's encoding of timestamps with its nulls kept; as it stands they become 1970-01-01."""
+    """The encoding of fakesnow, of timestamps, with nulls kept; as it stands they become 1970-01-01."""
     if isinstance(timestamps, pa.ChunkedArray):
         timestamps = timestamps.combine_chunks()
     if isinstance(timestamps, pa.ChunkedArray):
@@ -49,8 +49,8 @@ def encode_timestamps(timestamps: pa.Array | pa.ChunkedArray) -> pa.StructArray:
 
 
 async def query(request: Request) -> Response:
-    """fakesnow's query endpoint; its internal errors, which the connector would retry, end the statement."""
-    response = await fakesnow.server.query_request(request)
+    """The query endpoint of fakesnow; its internal errors, which the connector would retry, end the statement."""
+    response: Response = await fakesnow.server.query_request(request)
     if response.status_code < 500:
         return response
     message = "The Snowflake emulator cannot run this statement: its log has the statement and the reason."
@@ -60,6 +60,7 @@ async def query(request: Request) -> Response:
 
 
 async def process_id(_: Request) -> Response:
+    """Which process answers."""
     return JSONResponse(os.getpid())
 
 
@@ -87,7 +88,7 @@ async def serve(directory: Path, database: str, schema: str) -> None:
         listener.listen(128)
         scratch = directory / "port.new"
         scratch.write_text(str(listener.getsockname()[1]))
-        os.replace(scratch, directory / "port")
+        scratch.replace(directory / "port")
         configuration = uvicorn.Config(application(), log_level="warning", timeout_graceful_shutdown=2)
         await uvicorn.Server(configuration).serve(sockets=[listener])
     # Writes what is still in the write-ahead log into the database files.
