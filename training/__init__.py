@@ -1,0 +1,1 @@
+"""Data out, offline: point-in-time training sets from the offline store."""

@@ -1,0 +1,120 @@
+"""One view joined to labels: what a Dask task does. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from ingestion.offline import Rows
+from tally.columns import Column
+from tally.plan import View
+from training.keys import key_codes, partition_of
+from training.point_in_time import latest_rows, window_features
+from training.timeline import Instants, Positions, Timeline, timeline
+from training.visibility import ByArrival, ByFences, ByVersion, Visibility
+
+Mode = Literal["event_time", "as_served"]
+MODES: Final = ("event_time", "as_served")
+Seen = Mapping[str, Any] | None
+
+
+class Ask:
+    """Labels of one use of a view: `keys` (columns in the order of the view's keys), `as_of` (µs), `features` wanted.
+
+    `evidence` has for each label what it was served from: ``{"fences": {partition: offset}}`` for windows,
+    ``{"version": (timestamp, a, b)}`` for latest rows, None for nothing. None as a whole: go by `mode` alone.
+    """
+
+    # A plain class: Dask walks through the fields of dataclasses, element by element.
+    __slots__ = ("as_of", "evidence", "features", "keys", "mode")
+
+    def __init__(
+        self,
+        keys: Sequence[Column],
+        as_of: Instants,
+        features: Sequence[str],
+        mode: Mode,
+        evidence: Sequence[Seen] | None,
+    ) -> None:
+        self.keys = keys
+        self.as_of = as_of
+        self.features = features
+        self.mode = mode
+        self.evidence = evidence
+
+    def take(self, positions: Positions) -> Ask:
+        """The labels at `positions`."""
+        evidence = None if self.evidence is None else [self.evidence[i] for i in positions.tolist()]
+        return Ask(
+            [key.take(positions) for key in self.keys], self.as_of[positions], self.features, self.mode, evidence
+        )
+
+
+def join(view: View, rows: Rows, asks: Sequence[Ask]) -> list[dict[str, Column]]:
+    """For each ask its features by name, one value per label, in the order of the labels."""
+    codes = key_codes([rows.columns[key.name] for key in view.keys], [ask.keys for ask in asks])
+
+    def packed(positions: Positions) -> list[bytes]:
+        fields = {field.name: rows.columns[field.name].take(positions) for field in view.fields}
+        return view.row_layout.pack(rows.timestamp[positions], rows.a[positions], rows.b[positions], fields)
+
+    line = timeline(
+        codes.rows, codes.count, rows.timestamp, rows.a, rows.b, packed if view.kind == "latest" else None
+    )  # fmt: skip
+    answers = []
+    for ask, own in zip(asks, codes.labels, strict=True):
+        visibility = _visibility(view, rows, line, ask)
+        if view.kind == "window":
+            wanted = [a for a in view.aggregations if a.feature in ask.features]
+            answers.append(window_features(line, rows.columns, wanted, own, ask.as_of, visibility))
+        else:
+            positions, found = latest_rows(line, own, ask.as_of, view.ttl, visibility)
+            answers.append({name: rows.columns[name].take(positions, found) for name in ask.features})
+    return answers
+
+
+def _visibility(view: View, rows: Rows, line: Timeline, ask: Ask) -> Visibility | None:
+    if ask.mode == "event_time":
+        return None
+    if ask.evidence is None:
+        return ByArrival(line, rows.arrival, ask.as_of)
+    if view.kind == "window":
+        return ByFences(line, rows.a, rows.b, [seen["fences"] if seen else {} for seen in ask.evidence])
+    return ByVersion(line, rows.a, rows.b, [seen["version"] if seen else None for seen in ask.evidence])
+
+
+def split_rows(view: View, rows: Rows, parts: int) -> list[Rows]:
+    """The rows of each part, by key. Rows and labels of one key are in one part."""
+    if parts == 1:
+        return [rows]
+    return [
+        Rows(
+            {name: column.take(chosen) for name, column in rows.columns.items()},
+            rows.timestamp[chosen],
+            rows.a[chosen],
+            rows.b[chosen],
+            rows.arrival[chosen],
+            rows.refused,
+            rows.version,
+        )
+        for chosen in _by_part([rows.columns[key.name] for key in view.keys], parts)
+    ]
+
+
+def split_labels(ask: Ask, parts: int) -> tuple[list[Ask], Positions]:
+    """(labels of each part, where each label is found once the parts' answers stand one after the other)."""
+    count = len(ask.as_of)
+    if parts == 1:
+        return [ask], np.arange(count)
+    chosen = _by_part(ask.keys, parts)
+    back = np.empty(count, np.int64)
+    back[np.concatenate(chosen)] = np.arange(count)
+    return [ask.take(positions) for positions in chosen], back
+
+
+def _by_part(key: Sequence[Column], parts: int) -> list[Positions]:
+    part = partition_of(key, parts)
+    order = np.argsort(part, kind="stable")
+    return np.split(order, np.searchsorted(part[order], np.arange(1, parts)))

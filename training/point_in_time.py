@@ -1,0 +1,223 @@
+"""The point-in-time join: features of entities as of instants, from all rows of a view. Pure functions of arrays.
+
+Rows lie on a `Timeline`; each label is an entity code and an instant (µs). A label's rows are found by binary search, and
+whatever is asked of a range of rows is answered from prefix sums and range minima, so the cost is (rows + labels) x log
+rows, however many rows an entity has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tally.aggregates import Cell, Ranks, State, cells_of, finalize, limbs_of, ranks
+from tally.columns import Column
+from tally.dtypes import Dtype
+from tally.exact import Limbs
+from tally.tiles import Aggregation
+from training.timeline import Instants, Positions, Timeline, first_beyond
+from training.visibility import Mask, Visibility
+
+EXPANDED_ROWS: Final = 1 << 22
+"""How many (label, row) pairs are looked at one by one at a time."""
+
+
+def latest_rows(
+    timeline: Timeline, codes: Positions, as_of: Instants, ttl: int, visibility: Visibility | None = None
+) -> tuple[Positions, Mask]:
+    """(position of each label's latest row in the rows of the timeline, whether there is one that has not expired).
+
+    The latest row is the last with ``timestamp <= as_of`` that the label sees. It has expired when it is older than `ttl`
+    (µs; 0: never). Positions are 0 where there is none.
+    """
+    starts, stops = timeline.span(codes)
+    place = first_beyond(timeline.timestamp, starts, stops, as_of) - 1
+    if visibility is not None:
+        open_ = np.flatnonzero(place >= starts)
+        while len(open_):
+            open_ = open_[~visibility.sees(open_, place[open_])]
+            place[open_] -= 1
+            open_ = open_[place[open_] >= starts[open_]]
+    found = (codes >= 0) & (place >= starts)
+    safe = np.where(found, place, 0)
+    if ttl and len(timeline.timestamp):
+        found &= as_of - timeline.timestamp[safe] <= ttl
+        safe = np.where(found, safe, 0)
+    positions = timeline.order[safe] if len(timeline.order) else np.zeros(len(codes), np.int64)
+    return positions, found
+
+
+def window_features(
+    timeline: Timeline,
+    columns: Mapping[str, Column],
+    aggregations: Sequence[Aggregation],
+    codes: Positions,
+    as_of: Instants,
+    visibility: Visibility | None = None,
+) -> dict[str, Column]:
+    """Every aggregation's value as of each label, by feature name; shape (labels,).
+
+    `columns` are in the order of the rows that the timeline was made of. Raises DataError when a sum of integers does not
+    fit int64.
+    """
+    starts, stops = timeline.span(codes)
+    ends = first_beyond(timeline.timestamp, starts, stops, as_of)
+    ranges = {}
+    for window in dict.fromkeys(a.window for a in aggregations):
+        begins = first_beyond(timeline.timestamp, starts, ends, window.lower(as_of) - 1)
+        certain = ends
+        if visibility is not None:
+            certain = visibility.certain_until(np.arange(len(codes)), begins, ends)
+        ranges[window] = (begins, certain, ends)
+    values: dict[str, Column] = {}
+    for name in dict.fromkeys(a.column for a in aggregations):
+        wanted = [a for a in aggregations if a.column == name]
+        rows = _ColumnRows.of(columns[name].take(timeline.order), cells_of(a.function for a in wanted))
+        for window in dict.fromkeys(a.window for a in wanted):
+            own = [a for a in wanted if a.window == window]
+            begins, certain, ends = ranges[window]
+            cells = cells_of(a.function for a in own)
+            state = rows.over(begins, certain, cells)
+            if visibility is not None:
+                rows.add_visible(state, certain, ends, cells, visibility)
+            for a in own:
+                values[a.feature] = _finalized(a, state)
+    return {a.feature: values[a.feature] for a in aggregations}
+
+
+def _finalized(aggregation: Aggregation, state: State) -> Column:
+    if aggregation.function not in ("std", "var") or len(state.count) == 0:
+        return finalize(aggregation.function, aggregation.dtype, state, aggregation.feature)
+    # Big integers, label by label: worth doing once for labels that share a state.
+    cells = cells_of([aggregation.function])
+    table = np.column_stack([state.count, *(state.limbs[cell] for cell in cells)])
+    rows = np.ascontiguousarray(table).view(np.dtype((np.void, table.dtype.itemsize * table.shape[1])))[:, 0]
+    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    distinct = State(state.count[first], {cell: state.limbs[cell][first] for cell in cells}, {})
+    return finalize(aggregation.function, aggregation.dtype, distinct, aggregation.feature).take(inverse)
+
+
+@dataclass(frozen=True, slots=True)
+class _ColumnRows:
+    """The rows of a column that are not null, in the order of the timeline.
+
+    `before[i]` says how many of them lie before place i; `places` where each lies. `prefix` has for each sum cell
+    the running sums of its limbs, shape (k, n + 1): below 2^34 each, so that 2^29 rows stay within int64.
+    """
+
+    dtype: Dtype
+    before: Positions
+    places: Positions
+    limbs: dict[Cell, Limbs]
+    prefix: dict[Cell, NDArray[np.int64]]
+    rank: Ranks
+
+    @staticmethod
+    def of(column: Column, cells: Sequence[Cell]) -> _ColumnRows:
+        before = np.zeros(len(column) + 1, np.int64)
+        np.cumsum(column.valid, out=before[1:])
+        places = np.flatnonzero(column.valid)
+        present = column.take(places)
+        limbs: dict[Cell, Limbs] = {cell: limbs_of(present, cell) for cell in cells if cell in ("sum", "squares")}
+        prefix: dict[Cell, NDArray[np.int64]] = {cell: _running(values) for cell, values in limbs.items()}
+        ordered = any(cell not in limbs for cell in cells)
+        rank = ranks(present) if ordered else np.zeros(0, np.uint64)
+        return _ColumnRows(column.dtype, before, places, limbs, prefix, rank)
+
+    def over(self, begins: Positions, ends: Positions, cells: Sequence[Cell]) -> State:
+        """States of all rows in the places ``begins..ends``."""
+        low, high = self.before[begins], self.before[ends]
+        state = State(high - low, {}, {})
+        some = state.count > 0
+        for cell in cells:
+            if cell in ("sum", "squares"):
+                sums = self.prefix[cell]
+                state.limbs[cell] = np.stack([one[high] - one[low] for one in sums], axis=1)
+            elif cell in ("min", "max"):
+                state.rank[cell] = _extremes(self.rank, low, high, np.minimum if cell == "min" else np.maximum)
+            else:
+                state.rank[cell] = np.zeros(len(low), np.uint64)
+                chosen = low if cell == "first" else high - 1
+                state.rank[cell][some] = self.rank[chosen[some]]
+        return state
+
+    def add_visible(
+        self, state: State, begins: Positions, ends: Positions, cells: Sequence[Cell], visibility: Visibility
+    ) -> None:
+        """Add to the states what each label sees in the places ``begins..ends``, all of them behind what they hold."""
+        low, high = self.before[begins], self.before[ends]
+        for labels in _chunks(high - low):
+            owners, rows = _expand(labels, low, high)
+            seen = visibility.sees(owners, self.places[rows])
+            owners, rows = owners[seen], rows[seen]
+            if len(rows):
+                self._add(state, owners, rows, cells)
+
+    def _add(self, state: State, owners: Positions, rows: Positions, cells: Sequence[Cell]) -> None:
+        firsts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
+        lasts = np.append(firsts[1:], len(owners)) - 1
+        own = owners[firsts]
+        fresh = state.count[own] == 0
+        state.count[own] += lasts - firsts + 1
+        for cell in cells:
+            if cell in ("sum", "squares"):
+                state.limbs[cell][own] += np.add.reduceat(self.limbs[cell][rows], firsts, axis=0)
+                continue
+            held = state.rank[cell][own]
+            if cell in ("min", "max"):
+                pick = np.minimum if cell == "min" else np.maximum
+                added = pick.reduceat(self.rank[rows], firsts)
+                state.rank[cell][own] = np.where(fresh, added, pick(held, added))
+            elif cell == "first":
+                state.rank[cell][own] = np.where(fresh, self.rank[rows[firsts]], held)
+            else:
+                state.rank[cell][own] = self.rank[rows[lasts]]
+
+
+def _running(limbs: Limbs) -> NDArray[np.int64]:
+    sums = np.zeros((limbs.shape[1], len(limbs) + 1), np.int64)
+    for position in range(limbs.shape[1]):
+        np.cumsum(limbs[:, position], out=sums[position, 1:])
+    return sums
+
+
+def _extremes(rank: Ranks, low: Positions, high: Positions, pick: Any) -> Ranks:
+    """The least or greatest rank in each range ``low..high``; 0 for an empty one.
+
+    A range of length m is covered by two spans of the greatest power of two that is at most m. Spans of one power are
+    computed from those of the one before, and the ranges that need them are answered before the next.
+    """
+    out = np.zeros(len(low), np.uint64)
+    power = np.frexp((high - low).astype(np.float64))[1] - 1
+    by_power = np.argsort(power, kind="stable")
+    bounds = np.searchsorted(power[by_power], np.arange(int(power.max(initial=-1)) + 2))
+    spans = rank
+    for level in range(len(bounds) - 1):
+        asked = by_power[bounds[level] : bounds[level + 1]]
+        out[asked] = pick(spans[low[asked]], spans[high[asked] - (1 << level)])
+        if level + 2 < len(bounds):
+            spans = pick(spans[: -(1 << level)], spans[1 << level :])
+    return out
+
+
+def _chunks(sizes: NDArray[np.int64]) -> Iterator[Positions]:
+    """Labels with rows, in groups of at most `EXPANDED_ROWS` rows (or of one label)."""
+    labels = np.flatnonzero(sizes > 0)
+    total = np.cumsum(sizes[labels])
+    start = 0
+    while start < len(labels):
+        done = int(total[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, done + EXPANDED_ROWS, side="right")))
+        yield labels[start:stop]
+        start = stop
+
+
+def _expand(labels: Positions, low: Positions, high: Positions) -> tuple[Positions, Positions]:
+    """(label, row) of every row in the ranges of `labels`."""
+    sizes = high[labels] - low[labels]
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(labels, sizes), np.arange(int(sizes.sum())) + np.repeat(low[labels] - before, sizes)
