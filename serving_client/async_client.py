@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, cast
 
-import numpy as np
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -66,9 +65,7 @@ class AsyncFeatureClient:
                 values = cast(list[bytes | None], await self._redis.mget(request.keys))
             except (RedisError, OSError) as error:
                 raise lost(self._redis, error) from error
-        if moments is None:
-            moments = np.full(request.count, now(), np.int64)
-        return self._lookup.decode(request, values, moments)
+        return self._lookup.decode(request, values, now() if moments is None else moments)
 
     async def close(self) -> None:
         """Closes the connections."""

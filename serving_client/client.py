@@ -6,7 +6,6 @@ import time
 from types import TracebackType
 from typing import Any, cast
 
-import numpy as np
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -83,9 +82,7 @@ class FeatureClient:
                 values = cast(list[bytes | None], self._redis.mget(request.keys))
             except (RedisError, OSError) as error:
                 raise lost(self._redis, error) from error
-        if moments is None:
-            moments = np.full(request.count, now(), np.int64)
-        return self._lookup.decode(request, values, moments)
+        return self._lookup.decode(request, values, now() if moments is None else moments)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving_client.one_row import Call, OneRequest, OneRowLookup
 from serving_client.request import Rows, columns_of, require_keys
 from serving_client.rows import FeatureRows, Read
 from serving_client.status import Status
@@ -47,16 +48,6 @@ class _Use:
     wanted: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A request function, ready to run: where each parameter comes from (use, feature), or (-1, request field)."""
-
-    definition: RequestFunction
-    use: FunctionUse
-    function: functions.Transformation
-    inputs: tuple[tuple[str, int, str], ...]
-
-
 class Lookup:
     """The lookup of the one service of `plan`.
 
@@ -77,11 +68,12 @@ class Lookup:
         self._prefixes = [view.prefix(plan.project) for view in self._views]
         self._calls = [self._call(use) for use in self.service.functions]
         self._uses = [self._use(position, use) for position, use in enumerate(self.service.views)]
+        self._one_row = OneRowLookup(plan, self._calls)
 
-    def _call(self, use: FunctionUse) -> _Call:
+    def _call(self, use: FunctionUse) -> Call:
         definition = self.plan.function(use.function)
         inputs = tuple((i.parameter, *self._origin(definition, i)) for i in definition.inputs)
-        return _Call(definition, use, functions.load(definition.function), inputs)
+        return Call(definition, functions.load(definition.function), inputs, use.features)
 
     def _origin(self, definition: RequestFunction, one: Input) -> tuple[int, str]:
         if not one.view:
@@ -101,8 +93,13 @@ class Lookup:
         wanted = tuple(dict.fromkeys([feature for feature, _ in use.features] + read))
         return _Use(use, view, self._views.index(view), wanted)
 
-    def request(self, rows: Rows) -> Request:
+    def request(self, rows: Rows) -> Request | OneRequest:
         """The keys that `rows` need. Raises DataError, naming column and row, for what is missing, null or mistyped."""
+        if type(rows) is list and len(rows) == 1:
+            return self._one_row.request(rows[0]) or self._request(rows)
+        return self._request(rows)
+
+    def _request(self, rows: Rows) -> Request:
         count, columns = columns_of(rows, self._fields)
         require_keys(self.service.keys, columns)
         texts: dict[tuple[str, ...], list[bytes]] = {}
@@ -122,13 +119,25 @@ class Lookup:
                     positions[i] = np.fromiter((distinct[text] for text in part), np.int64, count)
         return Request(count, columns, keys, blocks, positions)
 
-    def decode(self, request: Request, values: Sequence[bytes | None], as_of: Instants) -> FeatureRows:
-        """The answer, from the `values` of `request.keys` and an instant for each row (int64 µs).
+    def decode(
+        self, request: Request | OneRequest, values: Sequence[bytes | None], as_of: Instants | int
+    ) -> FeatureRows:
+        """The answer, from the `values` of `request.keys` and an instant (µs) for all rows or for each (int64).
 
         Raises StoredBytesError or DefinitionMismatchError, naming the key, for bytes that this plan cannot read.
         """
-        if request.count == 0:
-            return self._empty()
+        if isinstance(request, OneRequest):
+            moment = as_of if isinstance(as_of, int) else int(as_of[0])
+            answer = self._one_row.decode(request, values, moment)
+            return self._decode(self._general(request), values, as_of) if answer is None else answer
+        return self._decode(request, values, as_of) if request.count else self._empty()
+
+    def _general(self, request: OneRequest) -> Request:
+        names = [field.name for field in self._fields]
+        return self._request([dict(zip(names, request.values, strict=True))])
+
+    def _decode(self, request: Request, values: Sequence[bytes | None], moments: Instants | int) -> FeatureRows:
+        as_of = np.full(request.count, moments, np.int64) if isinstance(moments, int) else moments
         stored = [
             self._stored(view, values[block], request.keys[block])
             for view, block in zip(self._views, request.blocks, strict=True)
@@ -168,7 +177,7 @@ class Lookup:
             for _, source, _ in call.inputs:
                 if source >= 0:
                     worst = np.maximum(worst, reads[source].status)
-            for output, name in call.use.features:
+            for output, name in call.features:
                 columns[name], status[name] = outputs[output], worst
         names = [output.name for output in self.service.outputs]
         return FeatureRows(

@@ -33,7 +33,8 @@ def columns_of(rows: Rows, fields: Sequence[Field]) -> tuple[int, dict[str, Colu
     """
     if isinstance(rows, Mapping):
         return _from_columns(rows, fields)
-    if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
+    given: object = rows
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         raise DataError(
             f"Rows must be a list of dicts or a dict of columns, not {type(rows).__name__}; "
             f"each row needs {described(fields)}."

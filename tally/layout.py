@@ -35,6 +35,7 @@ TILES_HEADER: Final = struct.Struct("<B8sqH")
 EVIDENCE_COLUMN: Final = "tally_evidence"
 """Column of a log of served rows: JSON of what each answer was read from (`serving_client`), for replays offline."""
 FENCE: Final = np.dtype([("partition", "<u4"), ("offset", "<i8")])
+_FENCE: Final = struct.Struct("<Iq")
 
 
 def key_prefix(project: str, view: str, view_hash: str) -> bytes:
@@ -65,7 +66,8 @@ def progress_key(project: str) -> str:
     return f"tally:{project}:progress"
 
 
-def _escape(text: bytes) -> bytes:
+def escaped(text: bytes) -> bytes:
+    """A text as part of a key."""
     if b"|" in text or b"\\" in text:
         return text.replace(b"\\", b"\\\\").replace(b"|", b"\\|")
     return text
@@ -81,9 +83,9 @@ def entity_texts(columns: Sequence[Column]) -> list[bytes]:
 
 def _texts(column: Column) -> list[bytes]:
     if column.dtype == "String":
-        return [_escape(text.encode()) for text in column.values.tolist()]
+        return [escaped(text.encode()) for text in column.values.tolist()]
     if column.dtype == "Bytes":
-        return [_escape(text) for text in column.values.tolist()]
+        return [escaped(text) for text in column.values.tolist()]
     return [b"%d" % number for number in column.values.tolist()]
 
 
@@ -264,6 +266,15 @@ def pack_tiles(tag: bytes, newest: int, fences: Mapping[int, int], records: byte
     """A tiles value from its parts; `records` are sorted by (level, tile)."""
     table = np.array(sorted(fences.items()), FENCE)
     return TILES_HEADER.pack(TILES_FORMAT, tag, newest, len(table)) + table.tobytes() + records
+
+
+def fences_of(value: bytes) -> dict[int, int]:
+    """Partition -> last offset applied, of a tiles value that `unpack_tiles` accepts."""
+    *_, partitions = TILES_HEADER.unpack_from(value)
+    return {
+        partition: offset
+        for partition, offset in _FENCE.iter_unpack(value[TILES_HEADER.size :][: partitions * _FENCE.size])
+    }
 
 
 def unpack_tiles(

@@ -26,7 +26,9 @@ def _same_entity(view: View, keys: Sequence[str], asked: Row, rows: Iterable[Row
     return [r for r in rows if all(r[k.name] == asked[name] for k, name in zip(view.keys, keys, strict=True))]
 
 
-def latest(view: View, keys: Sequence[str], asked: Row, as_of: int, rows: Sequence[Row]) -> tuple[dict[str, Any], Status]:
+def latest(
+    view: View, keys: Sequence[str], asked: Row, as_of: int, rows: Sequence[Row]
+) -> tuple[dict[str, Any], Status]:
     """The fields of the row that is stored, and its status."""
     nothing = {f.name: None for f in view.fields}
     own = _same_entity(view, keys, asked, rows)
@@ -40,7 +42,9 @@ def latest(view: View, keys: Sequence[str], asked: Row, as_of: int, rows: Sequen
     return {f.name: _clean(newest[f.name]) for f in view.fields}, Status.PRESENT
 
 
-def windows(view: View, keys: Sequence[str], asked: Row, as_of: int, rows: Sequence[Row]) -> tuple[dict[str, Any], Status]:
+def windows(
+    view: View, keys: Sequence[str], asked: Row, as_of: int, rows: Sequence[Row]
+) -> tuple[dict[str, Any], Status]:
     """The windowed features. Where the store is ahead, the newest tile counts whole."""
     own = sorted(_same_entity(view, keys, asked, rows), key=lambda r: (r["at"], r["partition"], r["offset"]))
     status = Status.PRESENT if own else Status.MISSING

@@ -47,7 +47,9 @@ def combine(f64: Any, i64: Any, total: Any, weight: Any) -> dict[str, Any]:
 
 def echo(text: Any, label: Any) -> dict[str, Any]:
     """A request function of request fields alone."""
-    return {"both": np.array([None if a is None or b is None else a + b for a, b in zip(text, label, strict=True)], object)}
+    return {
+        "both": np.array([None if a is None or b is None else a + b for a, b in zip(text, label, strict=True)], object)
+    }
 
 
 def _fields(**dtypes: Dtype) -> tuple[Field, ...]:
@@ -84,7 +86,9 @@ def _view(**parts: Any) -> View:
 
 
 PLANES = _view(name="planes", fields=EVERY, ttl=TTL)
-PAIRS = _view(name="pairs", fields=_fields(level="Int64", note="String"), keys=_fields(code="Int64", who="String"), stream=True)
+PAIRS = _view(
+    name="pairs", fields=_fields(level="Int64", note="String"), keys=_fields(code="Int64", who="String"), stream=True
+)
 DELAYS = _view(
     name="delays",
     kind="window",
@@ -140,7 +144,9 @@ def make_plan() -> Plan:
         outputs,
     )
     plan = Plan(PROJECT, (SOURCE, STREAM), (PLANES, PAIRS, DELAYS), (combined, echoed), ())
-    small = Service("small", uses[2:3], (), _fields(code="Int64", who="String"), (), _fields(note="String", level="Int64"))
+    small = Service(
+        "small", uses[2:3], (), _fields(code="Int64", who="String"), (), _fields(note="String", level="Int64")
+    )
     services = (hashed_service(service, plan), hashed_service(small, plan))
     return Plan(PROJECT, plan.sources, plan.views, plan.functions, services)
 

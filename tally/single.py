@@ -1,0 +1,194 @@
+"""One entity's stored bytes as Python scalars: the bits of `RowLayout.unpack` and `tiles.read`, without arrays.
+
+An array costs a microsecond whether it holds one value or a hundred, so an online lookup of one row does without. Readers
+answer None for bytes that are not plainly right: the array readers then say what is wrong with them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Final
+
+from tally import exact
+from tally.aggregates import CELLS, Cell
+from tally.dtypes import FLOATS, INTEGERS, VARIABLE_WIDTH, Dtype
+from tally.layout import FENCE, LATEST_FORMAT, TILES_FORMAT, TILES_HEADER, RowLayout
+from tally.tiles import TileLayout
+from tally.windows import Window
+
+_CODES: Final[dict[Dtype, str]] = {
+    "Float64": "d",
+    "Float32": "f",
+    "Int64": "q",
+    "Int32": "i",
+    "Bool": "?",
+    "String": "I",
+    "Bytes": "I",
+    "UnixTimestamp": "q",
+}
+_SIGN: Final = 1 << 63
+_ALL: Final = (1 << 64) - 1
+_DOUBLE: Final = struct.Struct(">d")
+_HEADER_FIELDS: Final = 6
+"""format, tag, timestamp, a, b, null bits."""
+
+
+class RowReader:
+    """Reads single latest rows of a layout."""
+
+    def __init__(self, layout: RowLayout) -> None:
+        dtypes = [dtype for _, dtype in layout.fields]
+        width = -(-len(dtypes) // 8)
+        self._fixed = struct.Struct(f"<B8sqqq{width}s{''.join(_CODES[dtype] for dtype in dtypes)}")
+        assert self._fixed.size == layout.fixed.itemsize
+        self._tag = layout.tag
+        self._full = ((1 << len(dtypes)) - 1).to_bytes(width, "little")
+        self._floats = [i for i, dtype in enumerate(dtypes) if dtype in FLOATS]
+        self._variable = [(i, dtype == "String") for i, dtype in enumerate(dtypes) if dtype in VARIABLE_WIDTH]
+
+    def read(self, value: bytes) -> tuple[int, int, int, list[Any]] | None:
+        """(event timestamp, a, b, a value for each field) of a row; None in the list for nulls."""
+        if len(value) < self._fixed.size:
+            return None
+        unpacked = self._fixed.unpack_from(value)
+        kind, tag, timestamp, a, b, bits = unpacked[:_HEADER_FIELDS]
+        if kind != LATEST_FORMAT or tag != self._tag:
+            return None
+        values = list(unpacked[_HEADER_FIELDS:])
+        end = self._fixed.size
+        for position, is_text in self._variable:
+            start, end = end, end + values[position]
+            values[position] = value[start:end]
+            if is_text:
+                try:
+                    values[position] = values[position].decode()
+                except UnicodeDecodeError:
+                    return None
+        if end != len(value):
+            return None
+        for position in self._floats:
+            if values[position] != values[position]:  # noqa: PLR0124 - NaN is null
+                values[position] = None
+        if bits != self._full:
+            mask = int.from_bytes(bits, "little")
+            values = [item if mask >> position & 1 else None for position, item in enumerate(values)]
+        return timestamp, a, b, values
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The aggregations of one column over one window: (position of the feature, function), and where its cells are."""
+
+    level: int
+    window: Window
+    dtype: Dtype
+    count: int
+    cells: dict[Cell, int]
+    features: tuple[tuple[int, str], ...]
+
+
+class WindowReader:
+    """Reads the windows of single entities from tiles of a layout stored under `tag`."""
+
+    def __init__(self, layout: TileLayout, tag: bytes) -> None:
+        self._tag = tag
+        names = layout.record.names or ()
+        codes = []
+        for name in names:
+            size = layout.record[name].itemsize
+            codes.append(
+                "B" if name == "level" else "q" if name == "tile" else "Q" if name[:5] == "count" else f"{size}s"
+            )
+        self._record = struct.Struct("<" + "".join(codes))
+        assert self._record.size == layout.record.itemsize
+        self._width = len(layout.aggregations)
+        self._parts: list[_Part] = []
+        for window in dict.fromkeys(a.window for a in layout.aggregations):
+            for position, (name, (dtype, cells)) in enumerate(layout.columns.items()):
+                features = tuple(
+                    (i, a.function)
+                    for i, a in enumerate(layout.aggregations)
+                    if a.window == window and a.column == name
+                )
+                if features:
+                    needed = {cell for _, function in features for cell in CELLS[function]}
+                    where = {cell: names.index(f"{cell}{position}") for cell in cells if cell in needed}
+                    level, count = layout.level_of_hop[window.hop], names.index(f"count{position}")
+                    self._parts.append(_Part(level, window, dtype, count, where, features))
+        self._empty = self._values([], 0)
+
+    def nothing(self) -> list[Any]:
+        """A value for each aggregation of an entity without tiles."""
+        return list(self._empty or ())
+
+    def read(self, value: bytes, as_of: int) -> tuple[int, list[Any]] | None:
+        """(newest event timestamp, a value for each aggregation as of `as_of`)."""
+        if len(value) < TILES_HEADER.size:
+            return None
+        kind, tag, newest, partitions = TILES_HEADER.unpack_from(value)
+        start = TILES_HEADER.size + partitions * FENCE.itemsize
+        if kind != TILES_FORMAT or tag != self._tag or start > len(value) or (len(value) - start) % self._record.size:
+            return None
+        values = self._values(list(self._record.iter_unpack(memoryview(value)[start:])), as_of)
+        return None if values is None else (newest, values)
+
+    def _values(self, records: list[tuple[Any, ...]], as_of: int) -> list[Any] | None:
+        values: list[Any] = [None] * self._width
+        window: Window | None = None
+        inside: list[tuple[Any, ...]] = []
+        for part in self._parts:
+            if part.window is not window:
+                window = part.window
+                level, first, last = part.level, window.first_tile(as_of), window.last_tile(as_of)
+                inside = [r for r in records if r[0] == level and first <= r[1] <= last]
+            filled = [r for r in inside if r[part.count]]
+            count = sum(map(itemgetter(part.count), filled))
+            cells = {cell: _merge(cell, filled, where) for cell, where in part.cells.items()} if count else {}
+            for position, function in part.features:
+                if function == "count":
+                    values[position] = count
+                elif count:
+                    result = _finalize(function, part.dtype, count, cells)
+                    if function == "sum" and part.dtype in INTEGERS and not -_SIGN <= result < _SIGN:
+                        return None
+                    values[position] = result
+        return values
+
+
+def _merge(cell: Cell, records: Sequence[tuple[Any, ...]], where: int) -> Any:
+    """An integer for sums; the rank, as 8 big-endian bytes, for the others. `records` are by rising tile, not empty."""
+    if cell in ("sum", "squares"):
+        from_bytes = int.from_bytes  # canonical limbs are one little-endian number in two's complement
+        return sum([from_bytes(record[where], "little", signed=True) for record in records])
+    if cell == "min":
+        return min([record[where] for record in records])
+    if cell == "max":
+        return max([record[where] for record in records])
+    return records[0 if cell == "first" else -1][where][-8:]
+
+
+def _finalize(function: str, dtype: Dtype, count: int, cells: dict[Cell, Any]) -> Any:
+    """As `tally.aggregates.finalize`, for one group that is not empty."""
+    if function in ("min", "max", "first", "last"):
+        return _from_rank(dtype, cells[function])  # type: ignore[index]
+    if function == "sum" and dtype in INTEGERS:
+        return cells["sum"]
+    scale = -exact.FLOAT_LOWEST if dtype in FLOATS else 0
+    if function in ("sum", "mean"):
+        total = cells["sum"] / (1 << scale)  # a division of integers is rounded once, half to even
+        return total / count if function == "mean" else total
+    if count < 2:
+        return None
+    numerator, denominator = exact.sample_variance(count, cells["sum"], cells["squares"], scale)
+    return exact.sqrt_of_fraction(numerator, denominator) if function == "std" else numerator / denominator
+
+
+def _from_rank(dtype: Dtype, stored: bytes) -> Any:
+    rank = int.from_bytes(stored, "big")
+    if dtype in FLOATS:
+        return _DOUBLE.unpack((rank ^ _SIGN if rank & _SIGN else rank ^ _ALL).to_bytes(8, "big"))[0]
+    integer = rank - _SIGN
+    return bool(integer) if dtype == "Bool" else integer
