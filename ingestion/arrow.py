@@ -115,7 +115,7 @@ def _without_nan(array: Any) -> Any:
 
 
 def _floored(array: Any) -> Any:
-    ticks = array.cast(pa.timestamp(array.type.unit)).cast(pa.int64())
+    ticks = array.cast(pa.int64())  # UTC, whatever the type's zone
     if array.type.unit == "ns":
         valid = np.ones(len(ticks), np.bool_) if ticks.null_count == 0 else ticks.is_valid().to_numpy(False)
         micros = ticks.fill_null(0).to_numpy(zero_copy_only=False) // 1000

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.dataset as ds  # type: ignore[import-untyped, unused-ignore]
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from numpy.typing import NDArray
 
 from ingestion.arrow import INSTANT, TYPES, to_column, to_columns
@@ -46,6 +46,7 @@ IDENTITY: Final = pa.schema(
 """Columns that say which event a landed row is, and when it came."""
 REJECTED: Final = pa.schema([*IDENTITY, pa.field("content", pa.binary()), pa.field("reason", pa.string())])
 METADATA_KEY: Final = "tally"
+_WRITER: Final = "tally-ingest"
 
 
 @dataclass(frozen=True)
@@ -71,29 +72,26 @@ class Rows:
 class Extracted:
     """What a commit says of the extraction that made it.
 
-    `schema_hash` is `source_hash` of the definitions in use; `offsets` is the greatest offset landed per partition (landing
-    tables), `instant` the greatest created or event time (batch tables, µs), None when there was none.
+    `schema_hash` is `source_hash` of the definitions in use. For landing tables `offsets` is the greatest offset landed
+    per partition (bad messages included), and `landed` the number of rows that the warehouse had up to there, so that rows
+    which land late are noticed. For batch tables `instant` is the greatest created or event time (µs), None without any.
     """
 
     schema_hash: str
     offsets: dict[int, int]
+    landed: dict[int, int]
     instant: int | None
 
     def to_metadata(self) -> dict[str, str]:
         """As the custom metadata of a commit."""
-        document = {
-            "schema_hash": self.schema_hash,
-            "offsets": {str(partition): offset for partition, offset in sorted(self.offsets.items())},
-            "instant": self.instant,
-        }
-        return {METADATA_KEY: json.dumps(document)}
+        return {METADATA_KEY: json.dumps(asdict(self))}
 
     @staticmethod
     def from_metadata(text: str) -> Extracted:
         """From the text that `to_metadata` made."""
         document = json.loads(text)
-        offsets = {int(partition): offset for partition, offset in document["offsets"].items()}
-        return Extracted(document["schema_hash"], offsets, document["instant"])
+        offsets, landed = ({int(k): v for k, v in document[name].items()} for name in ("offsets", "landed"))
+        return Extracted(document["schema_hash"], offsets, landed, document["instant"])
 
 
 def table_uri(offline_uri: str, name: str) -> str:
@@ -180,16 +178,17 @@ def extracted(table: DeltaTable, name: str) -> Extracted:
 def write_table(
     offline_uri: str,
     name: str,
+    table: DeltaTable | None,
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch],
     *,
     overwrite: bool,
     metadata: dict[str, str],
 ) -> int:
-    """Append `batches` to a table (or replace it) in one commit, and return the version that this made.
+    """Append `batches` to `table` (None: make it), or replace its rows, in one commit; the version that this made.
 
-    Batches are written as they come, so memory stays bounded; what `batches` raises is raised here, and nothing is
-    committed. Raises UnavailableError when the store cannot be written.
+    Batches are written as they come, so memory stays bounded. What `batches` raises is raised here, and nothing is
+    committed then, nor when another writer committed after `table` was opened (UnavailableError: run again).
     """
     raised: list[BaseException] = []
 
@@ -201,17 +200,27 @@ def write_table(
             raise
 
     uri = table_uri(offline_uri, name)
+    run = -1 if table is None else table.transaction_version(_WRITER)
+    replaced = overwrite and table is not None
     try:
         write_deltalake(
-            uri,
+            uri if table is None else table,
             pa.RecordBatchReader.from_batches(schema, watched()),
-            mode="overwrite" if overwrite else "append",
-            schema_mode="overwrite" if overwrite else None,
-            commit_properties=CommitProperties(custom_metadata=metadata),
+            mode="error" if table is None else "overwrite" if replaced else "append",
+            schema_mode="overwrite" if replaced else None,
+            commit_properties=CommitProperties(
+                custom_metadata=metadata,
+                app_transactions=[Transaction(_WRITER, 0 if run is None else run + 1)],
+            ),
         )
     except (DeltaError, OSError) as error:
         if raised:
             raise raised[0] from None
+        if isinstance(error, CommitFailedError):
+            raise UnavailableError(
+                f"Offline table {name} was written by another extraction at the same time, so this one changed nothing; "
+                f"run again: tally ingest {name}"
+            ) from error
         raise UnavailableError(
             f"The offline table {uri} cannot be written ({error}); check TALLY_OFFLINE_URI."
         ) from error
@@ -258,7 +267,7 @@ def _stream_rows(plan: Plan, source: Source, view: View, table: DeltaTable, star
     wanted.update(() if function is None else parameters(function))
     fields = [field for field in source.message if field.name in wanted]
     prunable = function is None
-    data = _read(
+    data = read_columns(
         table,
         [PARTITION, OFFSET, CREATE_TIME, *(field.name for field in fields)],
         _between(view.timestamp, start, end) if prunable else None,
@@ -285,7 +294,7 @@ def _batch_rows(source: Source, view: View, table: DeltaTable, start: int | None
                 f"Offline table {source.name} (version {table.version()}) has no column {field.name} of dtype "
                 f"{field.dtype}, which {view.name} needs; run: tally ingest --full {source.name}"
             )
-    data = _read(table, [field.name for field in view.columns], _between(view.timestamp, start, end))
+    data = read_columns(table, [field.name for field in view.columns], _between(view.timestamp, start, end))
     columns, accepted, reasons = view_rows(view, None, to_columns(view.columns, data), data.num_rows)
     timestamp = columns[view.timestamp].values
     zeros = np.zeros(len(timestamp), np.int64)
@@ -331,7 +340,8 @@ def _checked(plan: Plan, source: Source, table: DeltaTable) -> Extracted:
     return known
 
 
-def _read(table: DeltaTable, columns: Iterable[str], condition: Any) -> pa.Table:
+def read_columns(table: DeltaTable, columns: Iterable[str], condition: Any = None) -> pa.Table:
+    """These columns of the rows for which `condition` (a pyarrow expression) holds. Raises UnavailableError."""
     try:
         return table.to_pyarrow_dataset().to_table(columns=list(columns), filter=condition)
     except (DeltaError, OSError) as error:
