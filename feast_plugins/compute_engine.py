@@ -12,10 +12,10 @@ from feast.infra.common.materialization_job import MaterializationJob, Materiali
 from feast.infra.common.retrieval_task import HistoricalRetrievalTask
 from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.registry.base_registry import BaseRegistry
+from ingestion.materialize import materialize_view
 
 from feast_plugins.requested import load_plan
 from feast_plugins.services import open_redis, settings_of
-from ingestion.materialize import materialize_view
 from tally.errors import TallyError
 from tally.time import from_datetime
 
@@ -57,7 +57,9 @@ class TallyComputeEngine(ComputeEngine):
     twice changes nothing.
     """
 
-    def update(self, project: str, views_to_delete: Any, views_to_keep: Any, entities_to_delete: Any, entities_to_keep: Any) -> None:  # noqa: E501
+    def update(
+        self, project: str, views_to_delete: Any, views_to_keep: Any, entities_to_delete: Any, entities_to_keep: Any
+    ) -> None:
         """Nothing to prepare."""
 
     def teardown_infra(self, project: str, fvs: Any, entities: Any) -> None:

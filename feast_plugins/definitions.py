@@ -10,11 +10,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView, StreamFeatureView
-from feast import KafkaSource, SnowflakeSource
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    KafkaSource,
+    OnDemandFeatureView,
+    SnowflakeSource,
+    StreamFeatureView,
+)
 from feast.aggregation import Aggregation as FeastAggregation
 from feast.data_format import JsonFormat
-from feast.data_source import DataSource
 from feast.feature_view_projection import FeatureViewProjection
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.types import PrimitiveFeastType, from_value_type
@@ -148,7 +154,9 @@ def _refused(definitions: Definitions, name: str, problem: str) -> DefinitionErr
 def _dtype(definitions: Definitions, name: str, field: str, dtype: Any) -> Dtype:
     if dtype not in _DTYPES:
         raise _refused(
-            definitions, name, f"field {field} has type {dtype}, which Tally does not store; use one of {', '.join(DTYPES)}"
+            definitions,
+            name,
+            f"field {field} has type {dtype}, which Tally does not store; use one of {', '.join(DTYPES)}",
         )
     return _DTYPES[dtype]
 
@@ -194,11 +202,15 @@ def _compile_source(
     definitions: Definitions, name: str, table: SnowflakeSource, topic: str, message: tuple[Field, ...]
 ) -> Source:
     if table.query or not table.table:
-        raise _refused(definitions, name, f"source {table.name} is a query; name a table (or create a view in Snowflake)")
+        raise _refused(
+            definitions, name, f"source {table.name} is a query; name a table (or create a view in Snowflake)"
+        )
     if table.field_mapping:
         raise _refused(definitions, name, f"source {table.name} has a field_mapping; rename the columns in Snowflake")
     if not table.timestamp_field:
-        raise _refused(definitions, name, f"source {table.name} has no timestamp_field; name its event timestamp column")
+        raise _refused(
+            definitions, name, f"source {table.name} has no timestamp_field; name its event timestamp column"
+        )
     return Source(
         name=table.name,
         table=table.table,
@@ -224,7 +236,9 @@ def _keys(definitions: Definitions, view: FeatureView) -> tuple[Field, ...]:
         key = Field(entity.join_key, _dtype(definitions, view.name, entity.join_key, dtype))
         if key.dtype not in KEY_DTYPES:
             raise _refused(
-                definitions, view.name, f"entity key {key.name} has type {key.dtype}; use one of {', '.join(sorted(KEY_DTYPES))}"
+                definitions,
+                view.name,
+                f"entity key {key.name} has type {key.dtype}; use one of {', '.join(sorted(KEY_DTYPES))}",
             )
         keys.append(key)
     return tuple(keys)
@@ -242,7 +256,9 @@ def _compile_stream_view(definitions: Definitions, view: StreamFeatureView) -> t
     if not isinstance(stream, KafkaSource):
         raise _refused(definitions, view.name, f"its source is a {type(stream).__name__}; use a KafkaSource")
     if not isinstance(table, SnowflakeSource):
-        raise _refused(definitions, view.name, f"source {stream.name} needs a batch_source: the topic's table in Snowflake")
+        raise _refused(
+            definitions, view.name, f"source {stream.name} needs a batch_source: the topic's table in Snowflake"
+        )
     message = _message_fields(definitions, view.name, stream)
     source = _compile_source(definitions, view.name, table, stream.kafka_options.topic, message)
     function, columns = _event_columns(definitions, view, message)
@@ -262,7 +278,9 @@ def _compile_stream_view(definitions: Definitions, view: StreamFeatureView) -> t
         aggregations = tuple(_compile_aggregation(definitions, view.name, a, dtypes) for a in view.aggregations)
         _check_schema(definitions, view, fields, [Field(a.feature, a.output) for a in aggregations])
         if view.ttl:
-            raise _refused(definitions, view.name, "a view of windows has no ttl: each window says how far it looks back")
+            raise _refused(
+                definitions, view.name, "a view of windows has no ttl: each window says how far it looks back"
+            )
     else:
         aggregations = ()
         _check_schema(definitions, view, fields, columns)
@@ -348,7 +366,9 @@ def _compile_aggregation(
         raise _refused(definitions, name, f"the slide_interval of {feature} is longer than its window; make it shorter")
     if aggregation.column not in dtypes:
         raise _refused(
-            definitions, name, f"the aggregation {feature} is of column {aggregation.column!r}; its rows have {sorted(dtypes)}"
+            definitions,
+            name,
+            f"the aggregation {feature} is of column {aggregation.column!r}; its rows have {sorted(dtypes)}",
         )
     dtype = dtypes[aggregation.column]
     try:
@@ -364,12 +384,16 @@ def _check_schema(
     wrong = [f for f in fields if f not in made]
     if wrong:
         raise _refused(
-            definitions, view.name, f"its schema has {_listed(wrong)}, which its rows do not give; they give {_listed(made)}"
+            definitions,
+            view.name,
+            f"its schema has {_listed(wrong)}, which its rows do not give; they give {_listed(made)}",
         )
     names = {f.name for f in fields}
     forgotten = [f for f in made if f.name not in names]
     if view.aggregations and forgotten:
-        raise _refused(definitions, view.name, f"its schema lacks {_listed(forgotten)}; add a Field for each aggregation")
+        raise _refused(
+            definitions, view.name, f"its schema lacks {_listed(forgotten)}; add a Field for each aggregation"
+        )
 
 
 def _listed(fields: Iterable[Field]) -> str:
@@ -446,7 +470,9 @@ def compile_service(
     doubled = sorted({n for n in names if names.count(n) > 1})
     if doubled:
         raise _refused(
-            definitions, name, f"features {doubled} come from more than one view; ask for full feature names or rename them"
+            definitions,
+            name,
+            f"features {doubled} come from more than one view; ask for full feature names or rename them",
         )
     keys: dict[str, Field] = {}
     for use in uses.values():
@@ -468,8 +494,3 @@ def _view_use(plan: Plan, projection: FeatureViewProjection, wanted: list[tuple[
     view = plan.view(projection.name)
     keys = tuple(projection.join_key_map.get(key.name, key.name) for key in view.keys)
     return ViewUse(view.name, projection.name_to_use(), keys, tuple(wanted))
-
-
-def data_source_of(source: DataSource) -> str:
-    """Name of the offline table that holds the rows of a Feast source."""
-    return source.batch_source.name if isinstance(source, KafkaSource) else source.name

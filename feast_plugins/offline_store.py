@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import snowflake.connector
 from deltalake import write_deltalake
 from feast import FeatureView, OnDemandFeatureView
@@ -22,11 +23,14 @@ from feast.saved_dataset import SavedDatasetStorage
 
 from feast_plugins.requested import load_plan, plan_of_service, requested_service
 from feast_plugins.services import settings_of
-from ingestion.offline import rows_table
+from ingestion.arrow import INSTANT
+from ingestion.offline import open_version, read_columns
 from tally.errors import DataError
 from training import TrainingSet, training_set
 
-_FEATURES_WITHOUT_ENTITIES: Final = "Give an entity frame: a training set has one row for each label, and labels are yours."
+_FEATURES_WITHOUT_ENTITIES: Final = (
+    "Give an entity frame: a training set has one row for each label, and labels are yours."
+)
 
 
 class TallyOfflineStoreConfig(FeastConfigBaseModel):
@@ -80,10 +84,14 @@ class TallyRetrievalJob(RetrievalJob):
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
         """Keep the rows as the Delta table ``<TALLY_OFFLINE_URI>/<table>`` that `storage` names."""
         if not isinstance(storage, SavedDatasetSnowflakeStorage):
-            raise DataError(f"{type(storage).__name__} cannot be kept here; use SavedDatasetSnowflakeStorage(table_ref=...).")
+            raise DataError(
+                f"{type(storage).__name__} cannot be kept here; use SavedDatasetSnowflakeStorage(table_ref=...)."
+            )
         name = storage.snowflake_options.table
         write_deltalake(
-            f"{self._offline_uri}/{name}", self.to_arrow(timeout=timeout), mode="overwrite" if allow_overwrite else "error"
+            f"{self._offline_uri}/{name}",
+            self.to_arrow(timeout=timeout),
+            mode="overwrite" if allow_overwrite else "error",
         )
 
 
@@ -153,7 +161,7 @@ class TallyOfflineStore(OfflineStore):
             columns.append(created_timestamp_column)
         wanted = list(dict.fromkeys(columns))
         return TallyRetrievalJob(
-            lambda: rows_table(f"{uri}/{data_source.name}", wanted, timestamp_field, start_date, end_date),
+            lambda: _rows(uri, data_source.name, wanted, timestamp_field, start_date, end_date),
             uri,
             False,
             RetrievalMetadata(feature_name_columns, join_key_columns),
@@ -166,6 +174,17 @@ class TallyOfflineStore(OfflineStore):
 
     def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
         """Nothing here: a missing table or column is reported by `tally ingest`, so that applying needs no warehouse."""
+
+
+def _rows(
+    offline_uri: str, name: str, columns: list[str], timestamp: str, start: datetime | None, end: datetime | None
+) -> pa.Table:
+    condition = pc.field(timestamp).is_valid()
+    if start is not None:
+        condition &= pc.field(timestamp) >= pa.scalar(start, INSTANT)
+    if end is not None:
+        condition &= pc.field(timestamp) <= pa.scalar(end, INSTANT)
+    return read_columns(open_version(offline_uri, name, None), columns, condition)
 
 
 def _query(repo: Path, sql: str) -> pa.Table:

@@ -20,6 +20,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from google.protobuf.timestamp_pb2 import Timestamp
+from redis.asyncio import Redis as AsyncRedis
 
 from feast_plugins.requested import load_plan, plan_of_service, requested_service
 from feast_plugins.services import open_redis, settings_of
@@ -29,6 +30,7 @@ from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows
 from serving_client.rows import Status
 from tally.columns import column, nulls
 from tally.errors import DataError
+from tally.layout import entity_texts
 from tally.plan import Field, Plan, Service, View, ViewUse, hashed_service
 from tally.time import from_datetime, to_datetime
 
@@ -92,7 +94,7 @@ class TallyOnlineStore(OnlineStore):
         """Answer as `AsyncFeatureClient.get` does. Raises TallyError subclasses."""
         plan, service = _resolve(config, registry, features, full_feature_names)
         columns, as_of = _columns(service, entity_rows)
-        client = await self._async_client(config, plan, service)
+        client = self._async_client(config, plan, service)
         return _response(service, columns, await client.get(columns, as_of))
 
     def _client(self, config: RepoConfig, plan: Plan, service: Service) -> FeatureClient:
@@ -103,12 +105,12 @@ class TallyOnlineStore(OnlineStore):
                 self._clients[key] = FeatureClient(redis, plan_of_service(plan, service))
             return self._clients[key]
 
-    async def _async_client(self, config: RepoConfig, plan: Plan, service: Service) -> AsyncFeatureClient:
+    def _async_client(self, config: RepoConfig, plan: Plan, service: Service) -> AsyncFeatureClient:
         # A connection belongs to the event loop that opened it.
         key = id(asyncio.get_running_loop()), plan.hash, service.hash
         if key not in self._async_clients:
-            url = settings_of(Path(config.repo_path or "."), "redis").redis_url
-            self._async_clients[key] = AsyncFeatureClient.from_url(url, plan_of_service(plan, service))
+            redis = AsyncRedis.from_url(settings_of(Path(config.repo_path or "."), "redis").redis_url)
+            self._async_clients[key] = AsyncFeatureClient(redis, plan_of_service(plan, service))
         return self._async_clients[key]
 
     def online_read(
@@ -129,7 +131,9 @@ class TallyOnlineStore(OnlineStore):
         values = {f.name: to_values(rows.columns[f.name]) for f in service.outputs}
         stamps = rows.event_timestamps[view.name]
         return [
-            (to_datetime(int(stamps.values[i])), {name: values[name][i] for name in values}) if stamps.valid[i] else (None, None)
+            (to_datetime(int(stamps.values[i])), {name: values[name][i] for name in values})
+            if stamps.valid[i]
+            else (None, None)
             for i in range(len(keys))
         ]
 
@@ -148,21 +152,35 @@ class TallyOnlineStore(OnlineStore):
             raise DataError(
                 f"{view.name} is fed from Kafka, and a pushed row has no offset to count it once; produce it to the topic instead."
             )
-        columns = {f.name: from_values(f.dtype, [values.get(f.name) for _, values, _, _ in data], f.name) for f in view.fields}
-        for position, key in enumerate(view.keys):
-            held = [dict(zip(k.join_keys, k.entity_values, strict=True)).get(key.name) for k, _, _, _ in data]
-            columns[key.name] = from_values(key.dtype, held, key.name)
-            if not columns[key.name].valid.all():
-                raise DataError(f"A row pushed to {view.name} has no entity key {key.name} (number {position}).")
+        columns = {
+            f.name: from_values(f.dtype, [values.get(f.name) for _, values, _, _ in data], f.name) for f in view.fields
+        }
+        keys = [dict(zip(k.join_keys, k.entity_values, strict=True)) for k, _, _, _ in data]
+        entities = [from_values(f.dtype, [key.get(f.name) for key in keys], f.name) for f in view.keys]
+        for field, column_of_key in zip(view.keys, entities, strict=True):
+            if not column_of_key.valid.all():
+                missing = int((~column_of_key.valid).sum())
+                raise DataError(
+                    f"{missing} rows pushed to {view.name} have no entity key {field.name}; drop or mend them."
+                )
         stamps = np.array([from_datetime(moment) for _, _, moment, _ in data], np.int64)
         created = np.array([from_datetime(c) if c is not None else 0 for _, _, _, c in data], np.int64)
+        packed = view.row_layout.pack(stamps, created, np.zeros(len(data), np.int64), columns)
         with open_redis(repo) as redis:
-            LatestWriter(redis, plan, view).write(columns, stamps, created, np.zeros(len(data), np.int64))
+            LatestWriter(redis, plan.project, view).put(entity_texts(entities), packed)
             mark_view(redis, plan.project, view, {"by": "push"})
         if progress is not None:
             progress(len(data))
 
-    def update(self, config: RepoConfig, tables_to_delete: Any, tables_to_keep: Any, entities_to_delete: Any, entities_to_keep: Any, partial: bool) -> None:  # noqa: E501
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Any,
+        tables_to_keep: Any,
+        entities_to_delete: Any,
+        entities_to_keep: Any,
+        partial: bool,
+    ) -> None:
         """Nothing to prepare: keys come with the first row, and those of old definitions expire."""
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Any) -> None:
@@ -215,7 +233,9 @@ def _response(service: Service, request: Mapping[str, Sequence[Any]], rows: Feat
         vector = response.results.add()
         vector.values.extend(to_values(rows.columns[output.name]))
         vector.statuses.extend(_STATUS[Status(s)] for s in rows.status[output.name])
-        stamps = rows.event_timestamps[stamped[output.name]] if output.name in stamped else nulls("UnixTimestamp", count)
+        stamps = (
+            rows.event_timestamps[stamped[output.name]] if output.name in stamped else nulls("UnixTimestamp", count)
+        )
         vector.event_timestamps.extend(
             Timestamp(seconds=v // 1_000_000, nanos=v % 1_000_000 * 1000) for v in stamps.values.tolist()
         )

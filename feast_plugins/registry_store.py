@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,6 +14,7 @@ from feast_plugins.definitions import compile_plan, read_definitions
 from feast_plugins.services import open_redis
 from ingestion.redis_store import publish_plan
 from tally.errors import TallyError
+from tally.plan import Plan
 
 
 class TallyRegistryStore(FileRegistryStore):
@@ -32,22 +33,25 @@ class TallyRegistryStore(FileRegistryStore):
         projects = sorted({project.spec.name for project in registry_proto.projects})
         try:
             plans = [compile_plan(read_definitions(registry_proto, name, self._repo)) for name in projects]
-            plans = [plan for plan in plans if plan.views or plan.functions]
-            if len(plans) > 1:
-                raise TallyError(
-                    f"{self._filepath} holds the projects {projects}; a repository has one plan: use one registry a project."
-                )
-            for plan in plans:
-                with open_redis(self._repo) as redis:
-                    publish_plan(redis, plan)
-                _write_aside(self._filepath.parent / "plan.json", plan.to_json())
+            self._publish([plan for plan in plans if plan.views or plan.functions])
         except TallyError as error:
             raise click.ClickException(str(error)) from error
         super().update_registry_proto(registry_proto)
+
+    def _publish(self, plans: Sequence[Plan]) -> None:
+        if len(plans) > 1:
+            names = [plan.project for plan in plans]
+            raise TallyError(
+                f"{self._filepath} holds the projects {names}, and a repository has one plan; use one registry for each."
+            )
+        for plan in plans:
+            with open_redis(self._repo) as redis:
+                publish_plan(redis, plan)
+            _write_aside(self._filepath.parent / "plan.json", plan.to_json())
 
 
 def _write_aside(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".json.tmp")
     aside.write_text(text)
-    os.replace(aside, path)
+    aside.replace(path)

@@ -62,7 +62,9 @@ def _projections(registry: BaseRegistry, plan: Plan, references: Sequence[str]) 
         fields = {field.name: field for field in view.features}
         unknown = [name for name in names if name not in fields]
         if unknown:
-            raise DataError(f"Feature view {view_name} has no feature {unknown[0]!r}. It has: {', '.join(sorted(fields))}.")
+            raise DataError(
+                f"Feature view {view_name} has no feature {unknown[0]!r}. It has: {', '.join(sorted(fields))}."
+            )
         projection = copy.copy(view.projection)
         projection.features = [fields[name] for name in dict.fromkeys(names)]
         projections.append(projection)

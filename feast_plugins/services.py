@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import redis
+from redis import Redis
+
 from infra import local
 from infra.settings import Settings
-from ingestion.redis_store import connect
+from tally.errors import UnavailableError
 
 
 def settings_of(repo: Path, *parts: str) -> Settings:
-    """Settings for a feature repository, with `parts` ("redis", ...) running: Feast changes into the repository's folder,
-    so embedded services are looked for beside it, not below it."""
+    """Settings for a feature repository, with `parts` ("redis", ...) running, the user's own or embedded ones."""
     return local.ensure(Settings.for_repo(repo), *parts) if parts else Settings.for_repo(repo)
 
 
-def open_redis(repo: Path) -> redis.Redis:
-    """A connection to the online store. Raises UnavailableError when it is not there."""
-    return connect(settings_of(repo, "redis").redis_url)
+def open_redis(repo: Path) -> Redis:
+    """A client of the online store; it connects with its first command."""
+    try:
+        return Redis.from_url(settings_of(repo, "redis").redis_url)
+    except ValueError as error:
+        raise UnavailableError(
+            f"REDIS_URL is not a Redis address ({error}); it looks like redis://HOST:6379."
+        ) from error

@@ -33,33 +33,37 @@ def to_values(source: Column) -> list[Value]:
     field = _FIELDS[source.dtype]
     numbers = source.values // SECOND if source.dtype == "UnixTimestamp" else source.values
     return [
-        Value(**{field: item}) if ok else Value() for item, ok in zip(numbers.tolist(), source.valid.tolist(), strict=True)
+        Value(**{field: item}) if ok else Value()
+        for item, ok in zip(numbers.tolist(), source.valid.tolist(), strict=True)
     ]
 
 
 def from_values(dtype: Dtype, values: Sequence[Value | None], name: str) -> Column:
     """A column of `dtype` from protobuf values. Raises DataError, naming `name`, when one is of another type."""
-    items: list[Any] = []
-    for value in values:
-        kind = None if value is None else value.WhichOneof("val")
-        item = None if kind is None else getattr(value, kind)
-        items.append(item * SECOND if kind == "unix_timestamp_val" else item)
-    return column(dtype, items, name)
+    return column(dtype, [None if value is None else opened(value) for value in values], name)
+
+
+def opened(value: Value) -> Any:
+    """What a protobuf value holds, None for nothing; a timestamp in microseconds UTC."""
+    kind = value.WhichOneof("val")
+    if kind is None:
+        return None
+    held = getattr(value, kind)
+    return held * SECOND if kind == "unix_timestamp_val" else held
 
 
 def request_items(dtype: Dtype, items: Sequence[Any], name: str) -> list[Any]:
     """Request values as Python values: protobuf values are opened, and ISO texts, as JSON has them, become timestamps."""
-    opened: list[Any] = []
+    values: list[Any] = []
     for item in items:
         if isinstance(item, Value):
-            kind = item.WhichOneof("val")
-            item = None if kind is None else getattr(item, kind)
-            if kind == "unix_timestamp_val":
-                item *= SECOND
+            item = opened(item)
         if dtype == "UnixTimestamp" and isinstance(item, str):
             try:
                 item = instant(datetime.fromisoformat(item))
             except ValueError as error:
-                raise DataError(f"{name}: {item!r} is not an ISO-8601 timestamp such as 2013-12-01T10:00:00Z.") from error
-        opened.append(item)
-    return opened
+                raise DataError(
+                    f"{name}: {item!r} is not an ISO-8601 timestamp such as 2013-12-01T10:00:00Z."
+                ) from error
+        values.append(item)
+    return values

@@ -6,8 +6,17 @@ another file would be found twice.
 
 from datetime import timedelta
 
-from feast import Entity, FeatureService, FeatureView, Field, KafkaSource, OnDemandFeatureView, RequestSource
-from feast import SnowflakeSource, StreamFeatureView
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    KafkaSource,
+    OnDemandFeatureView,
+    RequestSource,
+    SnowflakeSource,
+    StreamFeatureView,
+)
 from feast.aggregation import Aggregation
 from feast.data_format import JsonFormat
 from feast.types import Bool, Float64, Int64, String, UnixTimestamp
@@ -85,9 +94,7 @@ def delay_windows(prefix: str) -> list[Aggregation]:
 
 def delay_fields(prefix: str) -> list[Field]:
     """The features of `delay_windows`."""
-    return [
-        Field(name=a.name, dtype=Int64 if a.function == "count" else Float64) for a in delay_windows(prefix)
-    ]
+    return [Field(name=a.name, dtype=Int64 if a.function == "count" else Float64) for a in delay_windows(prefix)]
 
 
 origin_departures = StreamFeatureView(
@@ -123,7 +130,9 @@ aircraft_arrivals = StreamFeatureView(
         ),
         Aggregation(column="delay", function="count", time_window=DAY, slide_interval=2 * HOUR, name="landings_24h"),
         Aggregation(column="delay", function="mean", time_window=DAY, slide_interval=2 * HOUR, name="delay_mean_24h"),
-        Aggregation(column="delay", function="count", time_window=7 * DAY, slide_interval=12 * HOUR, name="landings_7d"),
+        Aggregation(
+            column="delay", function="count", time_window=7 * DAY, slide_interval=12 * HOUR, name="landings_7d"
+        ),
         Aggregation(
             column="delay", function="mean", time_window=7 * DAY, slide_interval=12 * HOUR, name="delay_mean_7d"
         ),

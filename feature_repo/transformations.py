@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Moments = NDArray[np.datetime64]
 
 MINUTE = np.timedelta64(60_000_000, "us")
@@ -60,9 +61,9 @@ def against_carrier(origin_delay_mean_1h: Floats, carrier_delay_mean_24h: Floats
     return {"delay_against_carrier": origin_delay_mean_1h - carrier_delay_mean_24h}
 
 
-def aircraft_age(year_built: np.ma.MaskedArray) -> dict[str, Floats]:  # type: ignore[type-arg]
+def aircraft_age(year_built: Integers) -> dict[str, Floats]:
     """Years since the aircraft was built; null where the registry does not say."""
-    return {"aircraft_age": YEAR_OF_DATA - year_built.astype(np.float64).filled(np.nan)}
+    return {"aircraft_age": YEAR_OF_DATA - np.ma.filled(year_built.astype(np.float64), np.nan)}
 
 
 def strongest_wind(wind_speed: Floats, wind_gust: Floats) -> dict[str, Floats]:
