@@ -1,0 +1,97 @@
+"""The commands, their common options, and how a run ends: one sentence on stderr and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from tally_cli import errors
+from tally_cli.bootstrap import bootstrap
+from tally_cli.export import export
+from tally_cli.ingest import ingest
+from tally_cli.output import LogHandler
+from tally_cli.services import down, status, up
+from tally_cli.stream import stream
+
+ROOMS = ("tally", "ingestion", "training", "serving_client", "infra", "tally_cli")
+"""Loggers that are heard; what libraries have to say is shown from warnings on."""
+
+app = typer.Typer(
+    name="tally",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(rich_help_panel="Data in")(ingest)
+app.command(rich_help_panel="Data in")(bootstrap)
+app.command(rich_help_panel="Data in")(stream)
+app.command(rich_help_panel="Data out")(export)
+app.command(rich_help_panel="Embedded services")(up)
+app.command(rich_help_panel="Embedded services")(down)
+app.command(rich_help_panel="Embedded services")(status)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        try:
+            typer.echo(f"tally {version('tally-feature-store')}")
+        except PackageNotFoundError:
+            typer.echo("tally (not installed as a package)")
+        raise typer.Exit
+
+
+@app.callback()
+def tally(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=errors.DEBUG_VARIABLE, help="Show tracebacks and debug logs.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """A feature store whose online and offline answers are equal, bit for bit.
+
+    A new repository goes through these commands in this order:
+
+    \b
+    feast -c feature_repo apply     compile the definitions into a plan
+    tally ingest                    Snowflake -> offline store
+    tally bootstrap                 windows: offline store -> Redis
+    feast -c feature_repo materialize-incremental 2013-12-01T00:00:00
+    tally stream                    Kafka -> Redis, until stopped
+    tally export SERVICE ...        a training set, as of each label's time
+
+    \b
+    REDIS_URL, KAFKA_BOOTSTRAP_SERVERS and SNOWFLAKE_ACCOUNT lead to services
+    of your own; for those that are not set embedded ones are started.
+    Exit codes: 0 good, 1 failed work, 2 wrong usage.
+    """
+    os.environ[errors.DEBUG_VARIABLE] = "1" if debug else ""
+    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()])
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. Errors meant for the user are printed as one sentence on stderr."""
+    try:
+        app(args=list(arguments), prog_name="tally")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:
+        return errors.INTERRUPTED
+    except Exception as error:
+        sentence = errors.sentence(error)
+        if sentence is None or os.environ.get(errors.DEBUG_VARIABLE):
+            raise
+        sys.stderr.write(f"{sentence}\n")
+        return errors.exit_code(error)
+    return errors.GOOD

@@ -1,0 +1,97 @@
+"""The feature repository that a command works on: its plan, its settings, and the way to its transformations."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tally.errors import NotReadyError, UnavailableError
+from tally.plan import Plan, Source, View
+from tally_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from infra.settings import Settings
+
+Repo = Annotated[
+    Path,
+    typer.Option("--repo", metavar="DIR", help="The feature repository, where feature_store.yaml is."),
+]
+DEFAULT_REPO = Path("feature_repo")
+
+
+def open_plan(repo: Path) -> Plan:
+    """The plan that `feast apply` left in `repo`; its transformations can be imported from now on.
+
+    Raises UsageError when there is no such folder, NotReadyError when nothing was applied yet.
+    """
+    if not repo.is_dir():
+        raise UsageError(f"There is no feature repository at {repo}; name its folder with --repo DIR.")
+    path = repo / "data" / "plan.json"
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotReadyError(f"There is no plan at {path}; run: feast -c {repo} apply") from error
+    parent = str(repo.resolve().parent)
+    if parent not in sys.path:
+        sys.path.insert(0, parent)
+    try:
+        return Plan.from_json(text)
+    except ValueError as error:
+        raise NotReadyError(f"{path} is not a plan ({error}); run: feast -c {repo} apply") from error
+
+
+def settings_with(repo: Path, *parts: str) -> Settings:
+    """The environment's settings, with an address for each of `parts` ("redis", "kafka", "snowflake")."""
+    from infra import local
+    from infra.settings import Settings
+
+    settings = Settings.for_repo(repo)
+    return local.ensure(settings, *parts) if parts else settings
+
+
+def open_redis(settings: Settings) -> Redis:
+    """A client of the online store that has answered. Raises UnavailableError, naming the address but no password."""
+    from redis import Redis
+
+    from ingestion.redis_store import reaching
+
+    try:
+        redis = Redis.from_url(settings.redis_url)
+    except ValueError as error:
+        raise UnavailableError(
+            "REDIS_URL is not a Redis address; it looks like redis://HOST:6379 or rediss://USER:PASSWORD@HOST:6379."
+        ) from error
+    with reaching(redis):
+        redis.ping()
+    return redis
+
+
+def chosen_sources(plan: Plan, names: Sequence[str]) -> list[Source]:
+    """The sources called `names`, or whose tables are; all of them if none is named. Raises UsageError."""
+    if not names:
+        return list(plan.sources)
+    by_name = {source.table.lower(): source for source in plan.sources}
+    by_name |= {source.name.lower(): source for source in plan.sources}
+    unknown = [name for name in names if name.lower() not in by_name]
+    if unknown:
+        existing = ", ".join(f"{source.name} ({source.table})" for source in plan.sources)
+        raise UsageError(f"Project {plan.project} has no table {unknown[0]!r}. It has: {existing}.")
+    return list(dict.fromkeys(by_name[name.lower()] for name in names))
+
+
+def chosen_views(candidates: Sequence[View], names: Sequence[str], plan: Plan, what: str) -> list[View]:
+    """Those of `candidates` called `names`; all of them if none is named. Raises UsageError, `what` being their kind."""
+    if not names:
+        return list(candidates)
+    by_name = {view.name: view for view in candidates}
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        existing = ", ".join(by_name) or "none"
+        raise UsageError(f"Project {plan.project} has no {what} {unknown[0]!r}. It has: {existing}.")
+    return list(dict.fromkeys(by_name[name] for name in names))

@@ -1,0 +1,97 @@
+"""`tally stream`: Kafka into Redis."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tally_cli.output import ERR, counts, say, table
+from tally_cli.repository import DEFAULT_REPO, Repo, chosen_views, open_plan, open_redis, settings_with
+
+if TYPE_CHECKING:
+    from ingestion.kafka import Progress, Summary
+
+
+def stream(
+    view: Annotated[
+        list[str] | None, typer.Option("--view", metavar="VIEW", help="A stream view, repeatable; all by default.")
+    ] = None,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop at the offsets that were last when the command began.")
+    ] = False,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Apply events from Kafka to the windows and latest rows in Redis, each once, until stopped.
+
+    Ctrl-C and SIGTERM finish the batch at hand and leave. Start as many as there are partitions: they share the work.
+    Messages that cannot be used go to TOPIC.dlq with their reason.
+
+    \b
+    tally stream
+    tally stream --until-end                     catch up, then exit
+    tally stream --view origin_departures
+    """
+    plan = open_plan(repo)
+    chosen = chosen_views([v for v in plan.views if v.stream and v.online], view or [], plan, "online stream view")
+    settings = settings_with(repo, "redis", "kafka")
+
+    from ingestion.kafka import run
+
+    with open_redis(settings) as redis, stopped_by_signals() as stop, ERR.status("waiting for Kafka") as line:
+
+        def show(progress: Progress) -> None:
+            line.update(f"{progress.consumed:,} messages read, {progress.lag:,} to go")
+
+        names = [one.name for one in chosen]
+        config = settings.kafka_config()
+        summary = run(plan, names, config, redis, until_end=until_end, stop=stop, on_batch=show)
+    report(summary)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set. The second one ends the process as if nobody had asked for the first."""
+    stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, asked)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+def report(summary: Summary) -> None:
+    """Print what became of every message."""
+    rows = []
+    for name, count in summary.views.items():
+        numbers = (count.consumed, count.applied, count.duplicate, count.too_late, count.refused.total())
+        rows.append((name, *(f"{number:,}" for number in numbers)))
+    table(("view", "messages", "applied", "duplicates", "too late", "refused"), rows)
+    for name, count in summary.views.items():
+        if count.refused:
+            say(f"{name} refused {counts(count.refused)}")
+    for topic, read in summary.topics.items():
+        if read.dead_lettered:
+            say(f"{topic}: {read.dead_lettered:,} to {topic}.dlq")
+        if read.expired:
+            say(
+                f"{topic}: {read.expired:,} were deleted by Kafka before they were read; run tally ingest and bootstrap"
+            )
+    rate = summary.consumed / summary.seconds if summary.seconds else 0.0
+    say(f"{summary.consumed:,} messages in {summary.seconds:.1f} s, {rate:,.0f} a second")
