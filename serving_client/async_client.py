@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -71,7 +71,7 @@ class AsyncFeatureClient:
         """Closes the connections."""
         await self._redis.aclose()
 
-    async def __aenter__(self) -> AsyncFeatureClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -88,7 +88,7 @@ class FeatureClient:
         """Closes the connections."""
         self._redis.close()
 
-    def __enter__(self) -> FeatureClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

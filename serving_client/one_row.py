@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from operator import itemgetter
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ class OneRowLookup:
                 elif dtype == "Float64":
                     if kind is int:
                         item = float(item)
-                    elif item is not None and (kind is not float or item != item):
+                    elif item is not None and (kind is not float or isnan(item)):
                         return None
                 elif item is not None and kind is not _EXACT.get(dtype):
                     return None
@@ -276,10 +277,12 @@ class OneRow(FeatureRows):
 
     @cached_property
     def columns(self) -> Mapping[str, Column]:  # type: ignore[override]
+        """As `FeatureRows.columns`."""
         return {o.name: one(o.dtype, item) for o, item in zip(self._outputs, self._scalars, strict=True)}
 
     @cached_property
     def status(self) -> Mapping[str, NDArray[np.uint8]]:  # type: ignore[override]
+        """As `FeatureRows.status`."""
         own = self._statuses
         return {
             name: np.array([max([own[use] for use in uses], default=_PRESENT)], np.uint8)
@@ -288,6 +291,7 @@ class OneRow(FeatureRows):
 
     @cached_property
     def as_of(self) -> NDArray[np.int64]:  # type: ignore[override]
+        """As `FeatureRows.as_of`."""
         return np.array([self._moment], np.int64)
 
     @cached_property
@@ -307,10 +311,12 @@ class OneRow(FeatureRows):
 
     @cached_property
     def evidence(self) -> list[dict[str, dict[str, Any] | None]]:
+        """As `FeatureRows.evidence`."""
         together = zip(self._shape.uses, self._found, self._raw, strict=True)
         return [{use.name: _evidence(use, version, value) for use, version, value in together}]
 
     def to_dict(self) -> dict[str, list[Any]]:
+        """As `FeatureRows.to_dict`."""
         answer = dict(zip(self._shape.names, [[item] for item in self._scalars], strict=True))
         for position in self._shape.moments:
             item = self._scalars[position]

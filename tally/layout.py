@@ -271,10 +271,7 @@ def pack_tiles(tag: bytes, newest: int, fences: Mapping[int, int], records: byte
 def fences_of(value: bytes) -> dict[int, int]:
     """Partition -> last offset applied, of a tiles value that `unpack_tiles` accepts."""
     *_, partitions = TILES_HEADER.unpack_from(value)
-    return {
-        partition: offset
-        for partition, offset in _FENCE.iter_unpack(value[TILES_HEADER.size :][: partitions * _FENCE.size])
-    }
+    return dict(_FENCE.iter_unpack(value[TILES_HEADER.size :][: partitions * _FENCE.size]))
 
 
 def unpack_tiles(

@@ -70,7 +70,7 @@ class RowReader:
         if end != len(value):
             return None
         for position in self._floats:
-            if values[position] != values[position]:  # noqa: PLR0124 - NaN is null
+            if values[position] != values[position]:  # NaN is null
                 values[position] = None
         if bits != self._full:
             mask = int.from_bytes(bits, "little")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -16,7 +16,7 @@ from redis.asyncio import Redis as AsyncRedis
 from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows
 from tally.time import to_datetime
 from tests.serving_client import oracle, world
-from tests.serving_client.world import DELAYS, LONG, PAIRS, PLANES, SECOND, SHORT, TTL
+from tests.serving_client.world import DELAYS, PAIRS, PLANES, SECOND
 
 PLACES = ["JFK", "a|b", "a\\", "", "Zürich 🛫", "|", "a\\|b"]
 WHEN = st.one_of(

@@ -1,0 +1,242 @@
+"""The edges of the rules, one by one, on every path that answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from redis import Redis
+
+from serving_client import FeatureClient, FeatureRows, Status
+from tally.errors import DataError
+from tally.time import to_datetime
+from tests.serving_client import world
+from tests.serving_client.world import DELAYS, PAIRS, PLANES, SECOND, TTL
+
+ASKED = {"place": "JFK", "other": "LGA", "code": 1, "who": "a|b", "weight": 2.0, "label": "!"}
+PLANE = {
+    "place": "JFK",
+    "at": 0,
+    "a": 5,
+    **{f.name: None for f in PLANES.fields},
+    "v_Float64": 0.1,
+    "v_Int64": 2**60 + 1,
+}
+EVENT = {"place": "JFK", "partition": 3, **{a.column: None for a in DELAYS.aggregations}}
+
+
+@pytest.fixture
+def client(redis: Redis) -> FeatureClient:
+    """A client of the service that uses every view."""
+    return FeatureClient(redis, world.ONE)
+
+
+def both(client: FeatureClient, as_of: Any, asked: dict[str, Any] = ASKED) -> list[FeatureRows]:
+    """The same question as one row, and as the first of two: the paths without and with arrays."""
+    return [client.get([asked], as_of), client.get([asked, {**asked, "place": "EWR"}], as_of)]
+
+
+@pytest.mark.parametrize(
+    ("as_of", "status"), [(-1, Status.AHEAD), (0, Status.PRESENT), (TTL, Status.PRESENT), (TTL + 1, Status.EXPIRED)]
+)
+def test_time_to_live_at_its_edges(redis: Redis, client: FeatureClient, as_of: int, status: Status) -> None:
+    """A row is seen from its own instant until exactly its time to live after it, and not one microsecond longer."""
+    world.store_latest(redis, PLANES, [PLANE])
+    for rows in both(client, as_of):
+        assert rows.status["v_Int64"][0] == status
+        assert rows.to_dict()["v_Int64"][0] == (2**60 + 1 if status == Status.PRESENT else None)
+        assert rows.ahead[0] == (status == Status.AHEAD)
+        assert rows.evidence[0]["planes"] == {"version": [0, 5, 0]}
+
+
+def test_time_to_live_zero_never_expires(redis: Redis, client: FeatureClient) -> None:
+    """A view with ttl 0 answers from a row however old."""
+    world.store_latest(redis, PAIRS, [{"code": 1, "who": "a|b", "at": -(2**60), "a": 0, "level": 7, "note": "ö"}])
+    for rows in both(client, 2**60):
+        assert (rows.to_dict()["level"][0], rows.to_dict()["note"][0]) == (7, "ö")
+
+
+@pytest.mark.parametrize(("at", "count"), [(40 * SECOND - 1, 0), (40 * SECOND, 1), (103 * SECOND, 1)])
+def test_windows_at_their_bounds(redis: Redis, client: FeatureClient, at: int, count: int) -> None:
+    """A 60 s window in hops of 5 s, as of 103 s, begins exactly at 40 s and ends exactly at 103 s."""
+    world.store_tiles(redis, DELAYS, [{**EVENT, "at": at, "offset": 1, "v_Float64": 0.5}])
+    for rows in both(client, 103 * SECOND):
+        assert rows.to_dict()["count_Float64_short"][0] == count
+        assert rows.to_dict()["sum_Float64_short"][0] == (0.5 if count else None)
+        assert rows.status["count_Float64_short"].tolist()[0] == Status.PRESENT
+
+
+def test_tiles_ahead_of_as_of_are_flagged(redis: Redis, client: FeatureClient) -> None:
+    """An event one microsecond after as_of, in the same tile, is in the window's value; the row says so."""
+    world.store_tiles(redis, DELAYS, [{**EVENT, "at": SECOND + 1, "offset": 1, "v_Float64": 0.5}])
+    for rows in both(client, SECOND):
+        assert rows.status["count_Float64_short"][0] == Status.AHEAD
+        assert rows.ahead.tolist()[0] is True
+        assert not rows.ahead[1:].any()
+
+
+def test_nothing_stored(client: FeatureClient) -> None:
+    """An unknown entity: nulls, counts of 0, status missing everywhere but for outputs of request fields alone."""
+    for rows in both(client, 0):
+        values = rows.to_dict()
+        assert values["count_Bool_long"][0] == 0
+        assert values["sum_Float64_long"][0] is None
+        assert {s[0] for name, s in rows.status.items() if name != "both"} == {Status.MISSING}
+        assert (values["both"][0], rows.status["both"][0]) == ("JFK!", Status.PRESENT)
+        assert rows.evidence[0] == dict.fromkeys(["planes", "there", "pairs", "delays", "delays_there"])
+        assert rows.event_timestamps["planes"].to_list()[0] is None
+
+
+def test_evidence(redis: Redis, client: FeatureClient) -> None:
+    """Evidence holds the row versions and fences that were read, under the names of the uses, as Python and as JSON."""
+    world.store_latest(redis, PLANES, [PLANE, {**PLANE, "place": "LGA", "at": 9}])
+    world.store_tiles(
+        redis, DELAYS, [{**EVENT, "at": 4, "offset": 2**40}, {**EVENT, "at": 3, "offset": 8, "partition": 0}]
+    )
+    for rows in both(client, 10):
+        assert rows.evidence[0] == {
+            "planes": {"version": [0, 5, 0]},
+            "there": {"version": [9, 5, 0]},
+            "pairs": None,
+            "delays": {"fences": {0: 8, 3: 2**40}},
+            "delays_there": None,
+        }
+        assert '"delays":{"fences":{"0":8,"3":1099511627776}}' in rows.evidence_json()[0]
+        assert rows.event_timestamps["delays"].to_list()[0] == to_datetime(4)
+        assert rows.definition == world.ONE.services[0].hash
+        assert rows.as_of.tolist() == [10] * len(rows)
+
+
+def test_as_of_forms(redis: Redis, client: FeatureClient) -> None:
+    """as_of is now, one instant, or one for each row; a wrong number of them is refused."""
+    world.store_latest(redis, PLANES, [PLANE])
+    assert client.get([ASKED]).status["v_Int64"].tolist() == [Status.EXPIRED]
+    assert client.get([ASKED] * 2, [0, -1]).to_dict()["v_Int64"] == [2**60 + 1, None]
+    assert client.get([ASKED], to_datetime(5)).as_of.tolist() == [5]
+    assert client.get([ASKED], np.datetime64(7, "us")).as_of.tolist() == [7]
+    for count in (1, 2):
+        with pytest.raises(DataError, match="one for each row"):
+            client.get([ASKED] * count, [0, 1, 2])
+
+
+def test_repeated_entities_are_fetched_once(client: FeatureClient) -> None:
+    """One key for each different entity of a view, whichever rows and columns of the request name it."""
+    lookup = client._lookup
+    rows = [ASKED, ASKED, {**ASKED, "other": "JFK"}]
+    assert len(lookup.request(rows).keys) == 5  # planes: JFK, LGA; pairs: 1; delays: JFK, LGA
+    assert len(lookup.request([rows[2]]).keys) == 3
+
+
+def test_one_round_trip(redis: Redis, client: FeatureClient) -> None:
+    """A lookup is one command, whatever the number of rows and views; no rows: none at all."""
+    for rows, commands in (([ASKED], 1), ([ASKED] * 7, 1), ([], 0)):
+        before = redis.info("commandstats").get("cmdstat_mget", {"calls": 0})["calls"]
+        client.get(rows, 0)
+        assert redis.info("commandstats").get("cmdstat_mget", {"calls": 0})["calls"] - before == commands
+
+
+def test_no_rows(client: FeatureClient) -> None:
+    """An empty request has an empty answer, with all columns and dtypes."""
+    for empty in ([], {name: [] for name in ASKED}):
+        rows = client.get(empty)
+        assert len(rows) == 0
+        assert rows.to_dict() == {o.name: [] for o in world.ONE.services[0].outputs}
+        assert rows.to_pandas()["v_Int64"].dtype == pd.Int64Dtype()
+        assert (rows.evidence, rows.ahead.tolist()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"place": None}, r"Row 1.*'place' is null"),
+        ({"code": None}, r"Row 1.*'code' is null"),
+        ({"code": "1"}, r"Row 1, column code.*'1' is str.*Int64"),
+        ({"code": 1.5}, r"Row 1, column code.*not a whole number"),
+        ({"code": 2**63}, r"Row 1, column code.*Int64"),
+        ({"place": 7}, r"Row 1, column place.*7 is int.*String"),
+        ({"place": "\ud800"}, r"place.*not valid Unicode"),
+        ({"weight": "2"}, r"Row 1, column weight.*Float64"),
+        ({"weight": ...}, r"Row 1 lacks the column 'weight' \(Float64\); each row needs place \(String\)"),
+        ({"place": ...}, r"Row 1 lacks the column 'place'"),
+    ],
+)
+def test_rows_that_do_not_fit(client: FeatureClient, change: dict[str, Any], message: str) -> None:
+    """A missing column, a null key or a wrong type is refused, naming column, row and what is needed."""
+    wrong = {name: value for name, value in {**ASKED, **change}.items() if value is not ...}
+    with pytest.raises(DataError, match=message):
+        client.get([ASKED, wrong])
+    with pytest.raises(DataError, match=message.replace("Row 1", "Row 0")):
+        client.get([wrong])
+    if ... not in change.values():
+        with pytest.raises(DataError, match=message):
+            client.get({name: [ASKED[name], wrong[name]] for name in ASKED})
+
+
+def test_requests_of_the_wrong_shape(client: FeatureClient) -> None:
+    """Things that are not rows, columns that are not there, and columns of unequal length are refused."""
+    with pytest.raises(DataError, match="list of dicts or a dict of columns"):
+        client.get("JFK")  # type: ignore[arg-type]
+    for rows in (["JFK"], [ASKED, "JFK"]):
+        with pytest.raises(DataError, match=r"Row \d is str, not a dict"):
+            client.get(rows)  # type: ignore[list-item]
+    with pytest.raises(DataError, match="lacks the column 'label'"):
+        client.get({name: [value] for name, value in ASKED.items() if name != "label"})
+    with pytest.raises(DataError, match="one length"):
+        client.get({**{name: [value] for name, value in ASKED.items()}, "label": []})
+
+
+def test_numbers_of_other_kinds(redis: Redis, client: FeatureClient) -> None:
+    """Whole numbers for floats, NumPy scalars and arrays, and subclasses of str are what they mean, in one row and many."""
+
+    class Name(str):
+        __slots__ = ()
+
+    world.store_latest(redis, PLANES, [PLANE])
+    plain = client.get([ASKED], 0).to_dict()
+    for other in (
+        {**ASKED, "weight": 2, "code": np.int32(1), "place": Name("JFK")},
+        {**ASKED, "weight": np.float32(2), "code": True, "place": np.str_("JFK")},
+    ):
+        assert client.get([other], 0).to_dict() == plain
+        assert client.get({name: np.array([value]) for name, value in other.items()}, 0).to_dict() == plain
+
+
+def test_to_numpy(redis: Redis, client: FeatureClient) -> None:
+    """A C-contiguous float64 matrix, NaN for null; strings and unknown names are refused with the way out."""
+    world.store_latest(redis, PLANES, [{**PLANE, "v_Bool": True, "v_UnixTimestamp": 12}])
+    for rows in both(client, 0):
+        matrix = rows.to_numpy(["v_Bool", "v_UnixTimestamp", "v_Float64", "v_Int32"])
+        assert (matrix.dtype, matrix.flags.c_contiguous, matrix.shape) == (np.float64, True, (len(rows), 4))
+        assert matrix[0, :3].tolist() == [1.0, 12.0, 0.1]
+        assert np.isnan(matrix[0, 3])
+        numeric = rows.to_numpy(rows.numeric_names)
+        assert numeric.shape == (len(rows), len(world.ONE.services[0].outputs) - 6)
+        with pytest.raises(DataError, match=r"'v_String'.*numeric_names"):
+            rows.to_numpy()
+        with pytest.raises(DataError, match="no features"):
+            rows.to_numpy(["v"])
+
+
+def test_frames(redis: Redis, client: FeatureClient) -> None:
+    """Arrow and pandas keep dtypes and 2**60 + 1 beside a null; timestamps are microseconds UTC."""
+    world.store_latest(
+        redis, PLANES, [{**PLANE, "v_Bool": True, "v_UnixTimestamp": 12, "v_String": "é", "v_Bytes": b"\xff"}]
+    )
+    for rows in both(client, 0):
+        table, frame = rows.to_arrow(), rows.to_pandas()
+        assert table.column_names == list(frame.columns) == rows.names
+        assert table.schema.field("v_UnixTimestamp").type == pa.timestamp("us", tz="UTC")
+        assert table.schema.field("v_String").type == pa.string()
+        assert table["v_Int64"].to_pylist() == [2**60 + 1, None][: len(rows)]
+        assert frame["v_Int64"].dtype == pd.Int64Dtype()
+        assert frame["v_Int32"].dtype == pd.Int32Dtype()
+        assert frame["v_Bool"].dtype == pd.BooleanDtype()
+        assert isinstance(frame["v_String"].dtype, pd.StringDtype)
+        assert (frame["v_Float32"].dtype, frame["v_Float64"].dtype) == (np.float32, np.float64)
+        assert str(frame["v_UnixTimestamp"].dtype) == "datetime64[us, UTC]"
+        assert frame["v_Int64"].tolist() == [2**60 + 1, pd.NA][: len(rows)]
+        assert frame["v_UnixTimestamp"][0] == to_datetime(12)
+        assert (frame["v_String"][0], frame["v_Bytes"][0]) == ("é", b"\xff")
