@@ -11,7 +11,7 @@ import contextlib
 import json
 import sys
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from infra.local.errors import ChildDiedError, LocalServiceError
 from infra.local.service import Service
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.02
 _LOG_TAIL_LINES = 20
 _START_ATTEMPTS = 5
+_GRACE_S = 15.0
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 # Services outlive their handles on purpose. A handle that is collected while its child runs makes Python warn.
@@ -134,7 +135,7 @@ def is_running(service: Service) -> bool:
         return False
 
 
-def stop(service: Service, grace_s: float = 15.0) -> bool:
+def stop(service: Service) -> bool:
     """Stop the recorded process and wait until it is gone: SIGTERM, then SIGKILL. False: it did not run."""
     if not is_running(service):
         return False
@@ -143,11 +144,11 @@ def stop(service: Service, grace_s: float = 15.0) -> bool:
         process = psutil.Process(service.pid)
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(grace_s)
+            process.wait(_GRACE_S)
         except psutil.TimeoutExpired:
-            log.warning("%s (pid %d) did not end within %.0f s: killing it", service.part, service.pid, grace_s)
+            log.warning("%s (pid %d) did not end within %.0f s: killing it", service.part, service.pid, _GRACE_S)
             process.kill()
-            process.wait(grace_s)
+            process.wait(_GRACE_S)
     except psutil.NoSuchProcess:
         return True
     return True
