@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -28,7 +29,7 @@ from tally.columns import Column
 from tally.errors import DataError, NotReadyError, UnavailableError
 from tally.functions import load, parameters
 from tally.plan import Field, Plan, Source, View, digest
-from tally.time import to_datetime
+from tally.time import from_datetime
 
 PARTITION: Final = "_partition"
 OFFSET: Final = "_offset"
@@ -270,7 +271,7 @@ def _stream_rows(plan: Plan, source: Source, view: View, table: DeltaTable, star
     data = read_columns(
         table,
         [PARTITION, OFFSET, CREATE_TIME, *(field.name for field in fields)],
-        _between(view.timestamp, start, end) if prunable else None,
+        _between_or_null(view.timestamp, start, end) if prunable else None,
     )
     partition = data.column(PARTITION).to_numpy().astype(np.int64)
     offset = data.column(OFFSET).to_numpy()
@@ -294,7 +295,7 @@ def _batch_rows(source: Source, view: View, table: DeltaTable, start: int | None
                 f"Offline table {source.name} (version {table.version()}) has no column {field.name} of dtype "
                 f"{field.dtype}, which {view.name} needs; run: tally ingest --full {source.name}"
             )
-    data = read_columns(table, [field.name for field in view.columns], _between(view.timestamp, start, end))
+    data = read_columns(table, [field.name for field in view.columns], _between_or_null(view.timestamp, start, end))
     columns, accepted, reasons = view_rows(view, None, to_columns(view.columns, data), data.num_rows)
     timestamp = columns[view.timestamp].values
     zeros = np.zeros(len(timestamp), np.int64)
@@ -323,6 +324,18 @@ def _accepted(
     return Rows(columns, columns[view.timestamp].values, a, b, arrival, refused, table.version())
 
 
+def rows_table(
+    uri: str, columns: Sequence[str], timestamp: str, start: datetime | None, end: datetime | None
+) -> pa.Table:
+    """The raw `columns` of the table at `uri` whose `timestamp` lies in `start..end`, both inclusive; None: no bound.
+
+    Rows without a timestamp are left out where there is a bound. Raises NotReadyError when there is no such table.
+    """
+    root, _, name = uri.rstrip("/").rpartition("/")
+    bounds = [None if moment is None else from_datetime(moment) for moment in (start, end)]
+    return read_columns(open_version(root, name, None), columns, _between(timestamp, bounds[0], bounds[1]))
+
+
 def first_of_each(partition: NDArray[np.int64], offset: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Positions, rising, of one row for each (partition, offset); None when no pair occurs twice."""
     order = np.lexsort((offset, partition))
@@ -349,13 +362,19 @@ def read_columns(table: DeltaTable, columns: Iterable[str], condition: Any = Non
 
 
 def _between(column: str, start: int | None, end: int | None) -> Any:
-    """Rows inside the range, and rows without a time: they are refused, and counted, later."""
+    """The condition for a time in `start..end` (µs, inclusive); None without bounds."""
     condition = None
     if start is not None:
-        condition = ds.field(column) >= pa.scalar(to_datetime(start), INSTANT)
+        condition = ds.field(column) >= pa.scalar(start, pa.int64()).cast(INSTANT)
     if end is not None:
-        upper = ds.field(column) <= pa.scalar(to_datetime(end), INSTANT)
+        upper = ds.field(column) <= pa.scalar(end, pa.int64()).cast(INSTANT)
         condition = upper if condition is None else condition & upper
+    return condition
+
+
+def _between_or_null(column: str, start: int | None, end: int | None) -> Any:
+    # Rows without a time are refused, and counted, later.
+    condition = _between(column, start, end)
     return None if condition is None else condition | ds.field(column).is_null()
 
 

@@ -265,7 +265,7 @@ class _Landing(_Extraction):
         again = f" OR {_PARTITION} IN ({', '.join(['%s'] * len(late))})" if late else ""
         sql = (
             f'SELECT {_PARTITION} AS "p", {_OFFSET} AS "o", '
-            '"RECORD_METADATA":"CreateTime"::bigint AS "c", '
+            'COALESCE("RECORD_METADATA":"CreateTime"::bigint, "RECORD_METADATA":"LogAppendTime"::bigint) AS "c", '
             '"RECORD_METADATA":"SnowflakeConnectorPushTime"::bigint AS "l", '
             'TO_JSON("RECORD_CONTENT") AS "content" '
             f"FROM {self.table_name} WHERE {_TOPIC} = %s AND {_OFFSET} <= {upper} "
@@ -380,7 +380,7 @@ class _Batch(_Extraction):
             return True
         assert self.table is not None
         there = self.query(f"SELECT COUNT(*) FROM {self.table_name} WHERE {clock} < %s", [_literal(instant)])
-        before = ds.field(name) < pa.scalar(to_datetime(instant), INSTANT)
+        before = ds.field(name) < _scalar(instant)
         here = read_columns(self.table, [name], before).num_rows
         return bool(there[0][0] != here)
 
@@ -401,7 +401,7 @@ class _Batch(_Extraction):
 
     def _rows_here(self, names: Sequence[str], clock: str, since: int) -> Counter[tuple[Any, ...]]:
         assert self.table is not None
-        at = (ds.field(clock) == pa.scalar(to_datetime(since), INSTANT)) | ds.field(clock).is_null()
+        at = (ds.field(clock) == _scalar(since)) | ds.field(clock).is_null()
         return Counter(_tuples(read_columns(self.table, names, at)))
 
 
@@ -441,6 +441,10 @@ def _without(batch: pa.RecordBatch, known: set[tuple[int, int]]) -> pa.RecordBat
 
 def _micros(moment: date | datetime) -> int:
     return instant(moment if isinstance(moment, datetime) else datetime.combine(moment, time()))
+
+
+def _scalar(micros: int) -> Any:
+    return pa.scalar(micros, pa.int64()).cast(INSTANT)
 
 
 def _literal(micros: int) -> str:
