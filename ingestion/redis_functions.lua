@@ -68,8 +68,7 @@ end
 
 -- Tiles ------------------------------------------------------------------------------------------------------------------
 
-local HEADER, FENCE = 19, 12
-local APPLIED, DUPLICATE = -1, -2
+local HEADER, FENCE, EXTENT = 19, 12, 20
 
 -- A merge program (TileLayout.merge_program) with the format of a record and where each column's numbers are in it.
 local function compile(text)
@@ -222,52 +221,62 @@ local function merge_records(program, into, other)
   end
 end
 
--- Position (from 1) of the first stored fence whose partition is not below `partition`, and its offset if it is that one.
-local function find_fence(value, count, partition)
-  local from, stop = 0, count
-  while from < stop do
-    local middle = math.floor((from + stop) / 2)
-    local its, offset = struct.unpack('<I4i8', value, HEADER + 1 + middle * FENCE)
-    if its == partition then return HEADER + 1 + middle * FENCE, offset end
-    if its < partition then from = middle + 1 else stop = middle end
+-- How a delta's extents (u32 partition, i64 first offset, i64 last offset; by rising partition) lie to the stored fences:
+-- the fences after it, or nil and, for each extent, the stored fence (-1: none) when some event of it was applied before.
+local function raise_fences(value, count, extents)
+  local pieces, known, at, clear = {}, {}, 0, true
+  for position = 1, #extents, EXTENT do
+    local partition, first, last = struct.unpack('<I4i8i8', extents, position)
+    local fence = -1
+    while at < count do
+      local stored, offset = struct.unpack('<I4i8', value, HEADER + 1 + at * FENCE)
+      if stored > partition then break end
+      at = at + 1
+      if stored == partition then
+        fence = offset
+        break
+      end
+      table.insert(pieces, struct.pack('<I4i8', stored, offset))
+    end
+    table.insert(known, fence)
+    if fence >= first then clear = false end
+    table.insert(pieces, struct.pack('<I4i8', partition, last))
   end
-  return HEADER + 1 + from * FENCE, nil
+  if not clear then return nil, known end
+  table.insert(pieces, string.sub(value, HEADER + 1 + at * FENCE, HEADER + count * FENCE))
+  return table.concat(pieces)
 end
 
--- ARGV: merge program, tag, extent, records, ttl_ms. The extent is u32 partition, i64 first offset, i64 last offset, i64
--- newest event timestamp of the delta; its records are sorted and hold every event of this key from the first offset to
--- the last. Applied once, whoever sends it, however often:
---   -1            applied
---   -2            every event of it was applied before
---   fence >= 0    events up to this offset were applied before: send again what lies beyond it
---   {p, q, ...}   applied, but these of its records (from 0) were older than every window as of the newest stored event
+-- ARGV: merge program, tag, i64 newest event timestamp of the delta, extents, records, ttl_ms. The records are sorted and
+-- hold, for each extent, every event of this key from its first offset to its last. Applied once, whoever sends it,
+-- however often:
+--   1                    applied
+--   {1, p, q, ...}       applied, but these of its records (from 0) were older than every window as of the newest event
+--                        that was stored before
+--   {0, f, g, ...}       not applied: for each extent, events up to this stored fence were applied before (-1: none);
+--                        send again what lies beyond
 local function merge_tiles(keys, args)
-  local key, program, tag, records = keys[1], program_of(args[1]), args[2], args[4]
-  local partition, first, last, low, high = struct.unpack('<I4i8i8I4i4', args[3])
+  local key, program, tag, extents, records = keys[1], program_of(args[1]), args[2], args[4], args[5]
+  local low, high = struct.unpack('<I4i4', args[3])
   local size = program.size
   local value = redis.call('GET', key)
   local stored_low, stored_high
-  local fences, fence_at, count, start, total = '', nil, 0, 1, 0
+  local count, start, total = 0, 1, 0
   if value then
     check(value, TILES_FORMAT, tag, key)
     stored_low, stored_high, count = struct.unpack('<I4i4H', value, 10)
-    local fence
-    fence_at, fence = find_fence(value, count, partition)
-    if fence and fence >= last then return DUPLICATE end
-    if fence and fence >= first then return fence end
     start = HEADER + 1 + count * FENCE
     total = (#value + 1 - start) / size
     if less(high, low, stored_high, stored_low) then high, low = stored_high, stored_low end
-    fences = string.sub(value, HEADER + 1, fence_at - 1)
-    local after = string.sub(value, fence_at + (fence and FENCE or 0), start - 1)
-    fences = fences .. struct.pack('<I4i8', partition, last) .. after
-    if not fence then count = count + 1 end
-  else
-    fences, count = struct.pack('<I4i8', partition, last), 1
+  end
+  local fences, known = raise_fences(value or '', count, extents)
+  if not fences then
+    table.insert(known, 1, 0)
+    return known
   end
 
-  local pieces = { struct.pack('<B', TILES_FORMAT), tag, struct.pack('<I4i4H', low, high, count), fences }
-  local too_late = {}
+  local pieces = { struct.pack('<B', TILES_FORMAT), tag, struct.pack('<I4i4H', low, high, #fences / FENCE), fences }
+  local too_late = { 1 }
   local cursor, sent, sent_total = 0, 0, #records / size
   for position, level in ipairs(program.levels) do
     local number = position - 1
@@ -305,9 +314,9 @@ local function merge_tiles(keys, args)
       cursor = stop
     end
   end
-  store(key, table.concat(pieces), args[5])
-  if #too_late > 0 then return too_late end
-  return APPLIED
+  store(key, table.concat(pieces), args[6])
+  if #too_late > 1 then return too_late end
+  return 1
 end
 
 -- ARGV: value, ttl_ms. Stores tiles made elsewhere where nothing is, or where they hold at least every event that is
@@ -317,12 +326,14 @@ local function load_tiles(keys, args)
   local stored = redis.call('GET', key)
   if stored then
     check(stored, TILES_FORMAT, string.sub(value, 2, 9), key)
-    local count = struct.unpack('<H', value, 18)
-    local stored_count = struct.unpack('<H', stored, 18)
-    for i = 0, stored_count - 1 do
+    local offsets = {}
+    for i = 0, struct.unpack('<H', value, 18) - 1 do
+      local partition, offset = struct.unpack('<I4i8', value, HEADER + 1 + i * FENCE)
+      offsets[partition] = offset
+    end
+    for i = 0, struct.unpack('<H', stored, 18) - 1 do
       local partition, offset = struct.unpack('<I4i8', stored, HEADER + 1 + i * FENCE)
-      local _, fence = find_fence(value, count, partition)
-      if not fence or fence < offset then return 0 end
+      if not offsets[partition] or offsets[partition] < offset then return 0 end
     end
   end
   store(key, value, args[2])

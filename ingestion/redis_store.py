@@ -27,14 +27,15 @@ Client = Redis | RedisCluster
 Patience = Callable[[UnavailableError], None]
 """What to do when Redis is away: return to try the same calls again, raise to give up."""
 
-EXTENT: Final = np.dtype([("partition", "<u4"), ("first", "<i8"), ("last", "<i8"), ("newest", "<i8")])
-"""What a delta covers: a partition, its first and last offset there, its newest event timestamp in µs."""
+EXTENT: Final = np.dtype([("partition", "<u4"), ("first", "<i8"), ("last", "<i8")])
+"""What a delta covers of one partition: from its first offset to its last."""
 
-APPLIED: Final = -1
-DUPLICATE: Final = -2
+APPLIED: Final = 1
+BEHIND: Final = 0
 Reply = int | list[int]
-"""APPLIED, DUPLICATE, the stored fence (not negative) where the delta lies across it, or, applied too, the positions of its
-records that were older than every window as of the newest event stored before."""
+"""What became of a delta: APPLIED; or APPLIED and the positions of its records that were older than every window as of the
+newest event stored before; or BEHIND, when some of it was applied before, and for each extent the stored fence (-1: none):
+nothing was applied, send again the events beyond the fences."""
 
 _CHUNK: Final = 1000
 _REFUSALS: Final = (
@@ -175,10 +176,11 @@ class LatestWriter:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Tiles of one entity's events of one partition: `extent` is one packed EXTENT, `records` are sorted."""
+    """Tiles of one entity's events: packed EXTENTs by rising partition, newest timestamp (i64 µs), sorted records."""
 
     entity: bytes
-    extent: bytes
+    newest: bytes
+    extents: bytes
     records: bytes
 
 
@@ -201,21 +203,9 @@ class TileWriter:
 
     def merge(self, deltas: Sequence[Delta]) -> list[Reply]:
         """Merge each delta into what is stored, once (law 5). One reply per delta."""
-        program, tag = self.view.tile_layout.merge_program.encode(), self.view.tag
-        commands = [
-            (
-                b"FCALL",
-                b"tally_merge_tiles",
-                b"1",
-                self._prefix + d.entity,
-                program,
-                tag,
-                d.extent,
-                d.records,
-                self._ttl,
-            )
-            for d in deltas
-        ]
+        program, tag, ttl = self.view.tile_layout.merge_program.encode(), self.view.tag, self._ttl
+        head, prefix = (b"FCALL", b"tally_merge_tiles", b"1"), self._prefix
+        commands = [(*head, prefix + d.entity, program, tag, d.newest, d.extents, d.records, ttl) for d in deltas]
         return _calls(self.redis, commands, self.patience)
 
     def load(self, entities: Sequence[bytes], values: Sequence[bytes]) -> NDArray[np.bool_]:

@@ -1,0 +1,530 @@
+"""The consumer: which messages to read, in what batches, and when they count as read.
+
+Redis knows how far each definition has come (`redis_store.progress`); the consumer group's committed offsets are a copy for
+Kafka's own tools. Reading starts at the lower of the two, and at the beginning of the topic for a definition without
+progress: what is read twice is applied once (law 5), so starting early is always safe. Both move only after the effects are
+in Redis and the dead letters are in Kafka.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ingestion import redis_store, stream
+from ingestion.messages import decode
+from ingestion.redis_store import Client, LatestWriter, TileWriter
+from ingestion.stream import Counts
+from tally.columns import Column
+from tally.errors import DefinitionError, NotReadyError, UnavailableError
+from tally.functions import Transformation, load
+from tally.plan import Field, Plan, View
+
+log = logging.getLogger(__name__)
+
+Place = tuple[str, int]
+"""(topic, partition)."""
+
+MAX_BATCH: Final = 50_000
+POLL_SECONDS: Final = 0.1
+COMMIT_SECONDS: Final = 1.0
+REPORT_SECONDS: Final = 10.0
+KAFKA_SECONDS: Final = 10.0
+LONGEST_BACK_OFF: Final = 5.0
+DEAD_LETTERS: Final = ".dlq"
+
+_CONSUMER_ONLY: Final = ("group.", "session.", "heartbeat.", "auto.", "enable.", "fetch.", "max.poll.", "queued.")
+
+
+@dataclass(slots=True)
+class TopicCounts:
+    """Messages of one topic. `expired`: deleted by Kafka's retention before they were ever read."""
+
+    consumed: int = 0
+    dead_lettered: int = 0
+    expired: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """After a batch: messages in it and so far, offsets to read next, and messages still to read as far as is known."""
+
+    batch: int
+    consumed: int
+    positions: Mapping[Place, int]
+    lag: int
+
+
+@dataclass(slots=True)
+class Summary:
+    """Totals of a run. For each view: applied + duplicate + too_late + refused = messages consumed of its topic."""
+
+    topics: dict[str, TopicCounts] = field(default_factory=dict)
+    views: dict[str, Counts] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def consumed(self) -> int:
+        """Messages of all topics."""
+        return sum(counts.consumed for counts in self.topics.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    view: View
+    topic: str
+    fields: tuple[Field, ...]
+    function: Transformation | None
+    writer: LatestWriter | TileWriter
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    message: Message
+    view: str
+    reason: str
+
+
+class _StoppedWhileAwayError(Exception):
+    """We were asked to stop while Redis could not be reached; the batch is left for whoever comes next."""
+
+
+def run(
+    plan: Plan,
+    view_names: Iterable[str] | None,
+    kafka_config: Mapping[str, Any],
+    redis: Client,
+    *,
+    until_end: bool = False,
+    group: str | None = None,
+    stop: threading.Event | None = None,
+    on_batch: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Apply the messages of every stream view (or of those named) to Redis until `stop` is set.
+
+    With `until_end` the run ends when every message that was in the topics when it began is applied, whichever worker of
+    the group did it. `kafka_config` are librdkafka's properties. Raises UnavailableError when Kafka or Redis cannot be
+    reached at the start, NotReadyError for a topic that is missing, DefinitionError for a view that is not a stream.
+    """
+    views = stream_views(plan, view_names)
+    stop = stop or threading.Event()
+    worker = _Worker(plan, views, dict(kafka_config), redis, group or f"tally-{plan.project}", stop, on_batch)
+    return worker.run(until_end=until_end)
+
+
+def stream_views(plan: Plan, names: Iterable[str] | None) -> list[View]:
+    """The views that `run` serves. Raises NotReadyError for unknown names, DefinitionError for views without a topic."""
+    if names is None:
+        return [view for view in plan.views if view.stream and view.online and plan.source(view.source).topic]
+    views = [plan.view(name) for name in dict.fromkeys(names)]
+    for view in views:
+        if not view.stream or not plan.source(view.source).topic:
+            raise DefinitionError(
+                f"Feature view {view.name} has no Kafka topic (its source is {view.source}); leave it out, and load it "
+                "with feast materialize."
+            )
+    return views
+
+
+class _Worker:
+    def __init__(
+        self,
+        plan: Plan,
+        views: Sequence[View],
+        config: dict[str, Any],
+        redis: Client,
+        group: str,
+        stop: threading.Event,
+        on_batch: Callable[[Progress], None] | None,
+    ) -> None:
+        self._plan, self._redis, self._stop, self._on_batch = plan, redis, stop, on_batch
+        self._config, self._group = config, group
+        self._servers = str(config.get("bootstrap.servers", ""))
+        self._readers: dict[str, list[_Reader]] = {}
+        for view in views:
+            source = plan.source(view.source)
+            writer = (LatestWriter if view.kind == "latest" else TileWriter)(redis, plan.project, view, self._patience)
+            reader = _Reader(view, source.topic, source.message, load(view.function) if view.function else None, writer)
+            self._readers.setdefault(source.topic, []).append(reader)
+        self._next: dict[Place, int] = {}
+        self._failure: Exception | None = None
+        self._last_error = ""
+        self._back_off = 0.0
+        self._committed_at = self._reported_at = 0.0
+        self._letters_ready: set[str] = set()
+        self._producer: Producer | None = None
+        self.summary = Summary(
+            {topic: TopicCounts() for topic in self._readers}, {view.name: Counts() for view in views}
+        )
+
+    def run(self, *, until_end: bool) -> Summary:
+        started = time.monotonic()
+        if not self._readers:
+            return self.summary
+        redis_store.load_library(self._redis)
+        self._consumer = Consumer(
+            {
+                **self._config,
+                "group.id": self._group,
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+                "partition.assignment.strategy": "cooperative-sticky",
+                "error_cb": self._on_error,
+                "on_commit": self._on_commit,
+            },
+            logger=log,
+        )
+        try:
+            partitions = self._check_topics()
+            targets = self._high_watermarks(partitions) if until_end else {}
+            self._mark_views()
+            self._consumer.subscribe(
+                sorted(self._readers), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+            self._loop(targets if until_end else None)
+            self._commit(asynchronous=False)
+        except _StoppedWhileAwayError:
+            log.warning("stopped while Redis was away: the last batch was not committed and will be read again")
+        finally:
+            self.summary.seconds = time.monotonic() - started
+            self._report()
+            self._consumer.close()
+        return self.summary
+
+    # What there is to read
+
+    def _check_topics(self) -> dict[str, list[int]]:
+        try:
+            known = self._consumer.list_topics(timeout=KAFKA_SECONDS).topics
+        except KafkaException as error:
+            self._consumer.poll(0)  # serves the error callback, which knows more
+            raise self._unavailable(error) from error
+        for topic, readers in self._readers.items():
+            if topic not in known or known[topic].error is not None:
+                names = ", ".join(reader.view.name for reader in readers)
+                raise NotReadyError(
+                    f"Kafka at {self._servers} has no topic {topic!r}, which feature view {names} reads; create the topic, "
+                    "or correct the source's topic and run feast apply."
+                )
+        return {topic: sorted(known[topic].partitions) for topic in self._readers}
+
+    def _high_watermarks(self, partitions: Mapping[str, Sequence[int]]) -> dict[Place, int]:
+        targets = {}
+        for topic, numbers in partitions.items():
+            for number in numbers:
+                low, high = self._watermarks(topic, number)
+                if high > low:
+                    targets[topic, number] = high
+        return targets
+
+    def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        try:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=KAFKA_SECONDS)
+        except KafkaException as error:
+            raise self._unavailable(error) from error
+        return low, high
+
+    def _mark_views(self) -> None:
+        for readers in self._readers.values():
+            for reader in readers:
+                if redis_store.view_mark(self._redis, self._plan.project, reader.view) is None:
+                    how = {"by": "stream", "topic": reader.topic}
+                    redis_store.mark_view(self._redis, self._plan.project, reader.view, how)
+
+    def _stored_progress(self) -> dict[Place, list[int]]:
+        """How far each view has come in each partition of its topic; 0 where it never began."""
+        result: dict[Place, list[int]] = {}
+        for topic, readers in self._readers.items():
+            of_views = [redis_store.progress(self._redis, self._plan.project, reader.view) for reader in readers]
+            for place in set[Place]().union(*of_views):
+                if place[0] == topic:
+                    result[place] = [of_view.get(place, 0) for of_view in of_views]
+        return result
+
+    # Rebalances. Exceptions are kept for the loop: librdkafka calls these from within poll.
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            starts = self._starts(partitions)
+        except Exception as error:  # noqa: BLE001
+            self._failure = error
+            return
+        self._next.update(starts)
+        consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in starts.items()])
+        log.info("reading %s", ", ".join(f"{t}[{p}] from {offset}" for (t, p), offset in sorted(starts.items())))
+
+    def _starts(self, partitions: Sequence[TopicPartition]) -> dict[Place, int]:
+        progress = self._stored_progress()
+        try:
+            committed = self._consumer.committed(list(partitions), timeout=KAFKA_SECONDS)
+        except KafkaException as error:
+            raise self._unavailable(error) from error
+        starts = {}
+        for partition in committed:
+            place = partition.topic, partition.partition
+            low, high = self._watermarks(*place)
+            come = progress.get(place, [0])
+            if max(come) > high:
+                raise NotReadyError(
+                    f"Redis holds events of {place[0]}[{place[1]}] up to offset {max(come) - 1}, the topic ends at {high - 1}: it "
+                    "is another topic of that name, or was truncated. Change the views' definitions (any change), or remove "
+                    f"their keys and tally:{self._plan.project}:progress from Redis; then start again."
+                )
+            wanted = min(come) if partition.offset < 0 else min(*come, partition.offset)
+            if 0 < wanted < low:
+                self.summary.topics[place[0]].expired += low - wanted
+                log.warning(
+                    "%s[%d]: %d messages were deleted by the topic's retention before they were read; run tally ingest and "
+                    "tally bootstrap to bring them in",
+                    *place,
+                    low - wanted,
+                )
+            starts[place] = max(wanted, low)
+        return starts
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._commit(asynchronous=False, only={(p.topic, p.partition) for p in partitions})
+        self._on_lost(consumer, partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for partition in partitions:
+            self._next.pop((partition.topic, partition.partition), None)
+        consumer.incremental_unassign(partitions)
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._last_error = error.str()
+        log.warning("Kafka: %s", error.str())
+
+    def _on_commit(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
+        if error is not None:
+            log.warning("offsets were not committed (%s); Redis knows how far we are", error.str())
+
+    def _unavailable(self, error: KafkaException) -> UnavailableError:
+        reason = self._last_error or error.args[0].str()
+        return UnavailableError(
+            f"Kafka at {self._servers} cannot be used ({reason}); check KAFKA_BOOTSTRAP_SERVERS, the security settings and "
+            "that the brokers are up."
+        )
+
+    # The loop
+
+    def _loop(self, targets: dict[Place, int] | None) -> None:
+        looked_at = 0.0
+        while not self._stop.is_set():
+            if targets is not None:
+                ours = all(self._next[place] >= end for place, end in targets.items() if place in self._next)
+                if ours and time.monotonic() - looked_at > POLL_SECONDS:
+                    looked_at = time.monotonic()
+                    elsewhere = self._stored_progress()
+                    if all(max(self._next.get(p, 0), min(elsewhere.get(p, [0]))) >= end for p, end in targets.items()):
+                        return
+            first = self._consumer.poll(POLL_SECONDS)
+            rest = [] if first is None else self._consumer.consume(MAX_BATCH - 1, 0)
+            if self._failure is not None:
+                raise self._failure
+            if first is not None:
+                self._batch([first, *rest])
+            now = time.monotonic()
+            if now - self._committed_at > COMMIT_SECONDS:
+                self._committed_at = now
+                self._commit(asynchronous=True)
+            if now - self._reported_at > REPORT_SECONDS:
+                self._reported_at = now
+                self._report()
+
+    def _batch(self, received: Sequence[Message]) -> None:
+        by_topic: dict[str, list[Message]] = {}
+        ends: dict[Place, int] = {}
+        for message in received:
+            error = message.error()
+            if error is None:
+                by_topic.setdefault(message.topic(), []).append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                # Beyond the last message there may be markers of transactions, which nobody reads.
+                ends[message.topic(), message.partition()] = message.offset()
+            elif not error.retriable():
+                raise self._unavailable(KafkaException(error))
+        for topic, messages in by_topic.items():
+            for place, offset in self._apply_topic(topic, messages).items():
+                if place in self._next:
+                    self._next[place] = offset
+        for place, offset in ends.items():
+            if self._next.get(place, offset) < offset:
+                self._next[place] = offset
+                self._advance({place: offset})
+        count = sum(len(messages) for messages in by_topic.values())
+        if count and self._on_batch:
+            self._on_batch(Progress(count, self.summary.consumed, dict(self._next), self._lag()))
+
+    def _apply_topic(self, topic: str, messages: Sequence[Message]) -> dict[Place, int]:
+        """Apply messages of one topic; the offset after the last one of each partition."""
+        partition = np.array([message.partition() for message in messages], np.int64)
+        offset = np.array([message.offset() for message in messages], np.int64)
+        readers = self._readers[topic]
+        reached: dict[Place, int] = {}
+        for stretch in stream.rising(partition, offset):
+            letters = self._apply(readers, messages[stretch], partition[stretch], offset[stretch])
+            self._dead_letter(topic, letters)
+            counts = self.summary.topics[topic]
+            counts.consumed += stretch.stop - stretch.start
+            counts.dead_lettered += len(letters)
+            ends = dict(zip(partition[stretch].tolist(), offset[stretch].tolist(), strict=True))
+            positions = {(topic, number): last + 1 for number, last in ends.items()}
+            self._advance(positions)
+            reached |= positions
+        return reached
+
+    def _advance(self, positions: Mapping[Place, int]) -> None:
+        for topic in {topic for topic, _ in positions}:
+            views = [reader.view for reader in self._readers[topic]]
+            of_topic = {place: offset for place, offset in positions.items() if place[0] == topic}
+            redis_store.advance_progress(self._redis, self._plan.project, views, of_topic, self._patience)
+
+    def _apply(
+        self,
+        readers: Sequence[_Reader],
+        messages: Sequence[Message],
+        partition: stream.Integers,
+        offset: stream.Integers,
+    ) -> list[_Letter]:
+        """Apply messages to every view of their topic; the dead letters among them."""
+        values = [message.value() for message in messages]
+        letters: dict[tuple[int, str], str] = {}
+        for fields in dict.fromkeys(reader.fields for reader in readers):
+            decoded = decode(fields, values)
+            columns, good = decoded.columns, np.arange(len(messages))
+            if decoded.bad:
+                letters |= {(row, ""): reason for row, reason in decoded.bad.items()}
+                good = np.setdiff1d(good, np.fromiter(decoded.bad, np.int64, len(decoded.bad)))
+                columns = {name: column.take(good) for name, column in columns.items()}
+            for reader in readers:
+                if reader.fields != fields:
+                    continue
+                counts, reasons = self._apply_view(reader, columns, partition[good], offset[good])
+                counts.refused.update(reason.split(": ")[0] for reason in decoded.bad.values())
+                self.summary.views[reader.view.name].add(counts)
+                for row, reason in reasons.items():
+                    letters[int(good[row]), reader.view.name] = reason
+        return [_Letter(messages[row], view, reason) for (row, view), reason in sorted(letters.items())]
+
+    def _apply_view(
+        self, reader: _Reader, columns: Mapping[str, Column], partition: stream.Integers, offset: stream.Integers
+    ) -> tuple[Counts, dict[int, str]]:
+        counts, reasons = Counts(), dict[int, str]()
+        if len(partition):
+            events, reasons = stream.events_of(reader.view, reader.function, columns, partition, offset)
+            if isinstance(reader.writer, TileWriter):
+                counts = stream.merge(events, reader.writer.merge)
+            else:
+                # An older row than the stored one is applied too: the greatest row stands for all of them.
+                reader.writer.put(*stream.latest_rows(events))
+                counts.applied = len(events)
+            self._back_off = 0.0
+        counts.refused.update(reason.removeprefix(f"{reader.view.name}: ") for reason in reasons.values())
+        return counts, reasons
+
+    def _patience(self, error: UnavailableError) -> None:
+        """Wait before Redis is tried again with the same batch."""
+        self._back_off = min(max(2 * self._back_off, 0.1), LONGEST_BACK_OFF)
+        log.warning("%s Trying again in %.1f s; nothing is committed meanwhile.", error, self._back_off)
+        if self._stop.wait(self._back_off):
+            raise _StoppedWhileAwayError from error
+
+    # What was read
+
+    def _commit(self, *, asynchronous: bool, only: set[Place] | None = None) -> None:
+        offsets = [
+            TopicPartition(*place, offset) for place, offset in self._next.items() if only is None or place in only
+        ]
+        if not offsets:
+            return
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=asynchronous)
+        except KafkaException as error:
+            log.warning("offsets were not committed (%s); Redis knows how far we are", error.args[0].str())
+
+    def _lag(self, topic: str = "") -> int:
+        lag = 0
+        for place, offset in self._next.items():
+            if topic and place[0] != topic:
+                continue
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            lag += max(0, high - offset)
+        return lag
+
+    def _report(self) -> None:
+        for topic, read in self.summary.topics.items():
+            log.info(
+                "%s: %d messages read, %d dead letters, lag %d",
+                topic,
+                read.consumed,
+                read.dead_lettered,
+                self._lag(topic),
+            )
+        for name, c in self.summary.views.items():
+            log.info(
+                "%s: %d applied, %d duplicates, %d too late, %d refused",
+                name, c.applied, c.duplicate, c.too_late, c.refused.total(),
+            )  # fmt: skip
+
+    # Dead letters
+
+    def _dead_letter(self, topic: str, letters: Sequence[_Letter]) -> None:
+        """Write letters to the topic's dead-letter topic and wait until Kafka has them. Raises UnavailableError."""
+        if not letters:
+            return
+        target = topic + DEAD_LETTERS
+        failures: list[str] = []
+
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                failures.append(error.str())
+
+        producer = self._producer_for(target)
+        for letter in letters:
+            message = letter.message
+            headers = [
+                *(message.headers() or []),
+                ("tally-topic", message.topic().encode()),
+                ("tally-partition", str(message.partition()).encode()),
+                ("tally-offset", str(message.offset()).encode()),
+                ("tally-reason", letter.reason.encode()),
+                ("tally-view", letter.view.encode()),
+            ]
+            while True:
+                try:
+                    producer.produce(target, message.value(), message.key(), headers=headers, on_delivery=delivered)
+                    break
+                except BufferError:  # the queue is full: let some of it go
+                    producer.poll(POLL_SECONDS)
+        left = producer.flush()
+        if failures or left:
+            raise UnavailableError(
+                f"Dead letters could not be written to Kafka topic {target} at {self._servers} "
+                f"({failures[0] if failures else 'no answer'}); create the topic and let us write to it. Nothing of their "
+                "batch was committed."
+            )
+
+    def _producer_for(self, target: str) -> Producer:
+        config = {name: value for name, value in self._config.items() if not name.startswith(_CONSUMER_ONLY)}
+        if target not in self._letters_ready:
+            admin = AdminClient(config)  # must outlive the call
+            created = admin.create_topics([NewTopic(target, 1, -1)])
+            try:
+                created[target].result(KAFKA_SECONDS)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    log.warning("topic %s could not be created (%s); it may exist", target, error.args[0].str())
+            self._letters_ready.add(target)
+        if self._producer is None:
+            self._producer = Producer({**config, "enable.idempotence": True}, logger=log)
+        return self._producer

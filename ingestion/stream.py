@@ -1,0 +1,255 @@
+"""A micro-batch of messages as writes to one view, and what became of every event. Pure: the writes go through a callable.
+
+An event is `(topic, partition, offset)`. A delta covers all events of one entity in the batch: of each partition those from
+the first offset to the last, its *extent*. Redis applies it once (law 5). Of a batch, each event of a view ends in exactly one of four ways:
+applied, duplicate, too late, or refused with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingestion.messages import view_rows
+from ingestion.redis_store import APPLIED, EXTENT, Delta, Reply
+from tally.aggregates import EventOrder
+from tally.columns import Column
+from tally.errors import DataError, TallyError
+from tally.functions import Transformation
+from tally.layout import entity_texts
+from tally.plan import View
+from tally.tiles import Records, TileLayout, build
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the events of one view. `refused` counts by reason; `consumed` is the sum of all."""
+
+    applied: int = 0
+    duplicate: int = 0
+    too_late: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def consumed(self) -> int:
+        """Every event ended in one of the four ways."""
+        return self.applied + self.duplicate + self.too_late + self.refused.total()
+
+    def add(self, other: Counts) -> None:
+        """Count `other`'s events here too."""
+        self.applied += other.applied
+        self.duplicate += other.duplicate
+        self.too_late += other.too_late
+        self.refused.update(other.refused)
+
+
+@dataclass(frozen=True)
+class Events:
+    """n accepted events of one view: `entity` (n,) are positions in `entities`, `columns` are the view's."""
+
+    view: View
+    entities: list[bytes]
+    entity: Integers
+    order: EventOrder
+    columns: Mapping[str, Column]
+
+    def __len__(self) -> int:
+        return len(self.entity)
+
+    def take(self, rows: NDArray[Any]) -> Events:
+        """The events at `rows` (a mask or positions)."""
+        positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        columns = {name: column.take(positions) for name, column in self.columns.items()}
+        return Events(self.view, self.entities, self.entity[positions], self.order.take(positions), columns)
+
+
+def rising(partition: Integers, offset: Integers) -> list[slice]:
+    """Stretches of a sequence of messages within which each partition's offsets rise.
+
+    They fall where a partition was taken away and given back in the middle of a batch. Across the fall there may be
+    messages that nobody has read yet, so a delta must not span it.
+    """
+    by_partition = np.argsort(partition, kind="stable")
+    falls = (np.diff(offset[by_partition]) <= 0) & (np.diff(partition[by_partition]) == 0)
+    if not falls.any():
+        return [slice(0, len(partition))]
+    cut = int(by_partition[1:][falls].min())
+    rest = rising(partition[cut:], offset[cut:])
+    return [slice(0, cut), *(slice(s.start + cut, s.stop + cut) for s in rest)]
+
+
+def events_of(
+    view: View,
+    function: Transformation | None,
+    columns: Mapping[str, Column],
+    partition: Integers,
+    offset: Integers,
+) -> tuple[Events, dict[int, str]]:
+    """(accepted events, reason for each row that is refused) of well-formed messages, decoded to `columns`.
+
+    Raises DataError naming the messages when the view's function fails on them.
+    """
+    try:
+        produced, accepted, reasons = view_rows(view, function, columns, len(partition))
+    except TallyError:
+        raise
+    except Exception as error:
+        reference = view.function.reference if view.function else view.name
+        raise DataError(
+            f"{view.name}: {reference} failed ({type(error).__name__}: {error}) on {len(partition)} messages of "
+            f"partitions {sorted(set(partition.tolist()))}, offsets {offset.min()} to {offset.max()}; nothing of them was "
+            "applied: correct the function, run feast apply, and start again."
+        ) from error
+    if not accepted.all():
+        rows = np.flatnonzero(accepted)
+        produced = {name: column.take(rows) for name, column in produced.items()}
+        partition, offset = partition[rows], offset[rows]
+    entities, entity = _number_entities([produced[key.name] for key in view.keys])
+    order = EventOrder(produced[view.timestamp].values, partition, offset)
+    return Events(view, entities, entity, order, produced), reasons
+
+
+def _number_entities(keys: Sequence[Column]) -> tuple[list[bytes], Integers]:
+    """(the distinct entities' texts, position of each row's entity among them)."""
+    number = np.zeros(len(keys[0]), np.int64)
+    for key in keys:
+        if key.values.dtype == object:
+            seen: dict[Any, int] = {}
+            codes = np.fromiter(
+                [seen.setdefault(value, len(seen)) for value in key.values.tolist()], np.int64, len(key)
+            )
+            distinct = len(seen)
+        else:
+            values, codes = np.unique(key.values, return_inverse=True)
+            distinct = len(values)
+        number = number * distinct + codes
+        if len(keys) > 1:  # keeps the numbers small
+            number = np.unique(number, return_inverse=True)[1]
+    _, first, number = np.unique(number, return_index=True, return_inverse=True)
+    return entity_texts([key.take(first) for key in keys]), number
+
+
+def latest_rows(events: Events) -> tuple[list[bytes], list[bytes]]:
+    """(entities, packed rows): for each entity the event that is greatest by (timestamp, partition, offset)."""
+    if len(events) == 0:
+        return [], []
+    position = np.lexsort((*events.order.sort_keys(), events.entity))
+    last = np.append(events.entity[position][1:] != events.entity[position][:-1], True)
+    chosen = events.take(position[last])
+    order = chosen.order
+    packed = events.view.row_layout.pack(order.timestamp, order.partition, order.offset, chosen.columns)
+    return [events.entities[number] for number in chosen.entity.tolist()], packed
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """One delta per entity. `extent` (n,) says which (entity, partition) each event is in; the rest is per extent or delta.
+
+    `owner` and `events_of_extent`: the delta of each extent, and its number of events. `records` of delta i begin at
+    `starts[i]`, and `rows_in_record` says how many events each holds.
+    """
+
+    events: Events
+    extent: Integers
+    owner: Integers
+    events_of_extent: Integers
+    records: Records
+    rows_in_record: Integers
+    starts: Integers
+
+    @cached_property
+    def packed(self) -> list[Delta]:
+        """What is sent, one per delta."""
+        position = np.argsort(self.extent, kind="stable")
+        begins = np.append(0, np.cumsum(self.events_of_extent)[:-1])
+        order = self.events.order.take(position)
+        extents = np.zeros(len(self.owner), EXTENT)
+        extents["partition"] = order.partition[begins]
+        extents["first"] = np.minimum.reduceat(order.offset, begins)
+        extents["last"] = np.maximum.reduceat(order.offset, begins)
+        firsts = np.flatnonzero(np.diff(self.owner, prepend=-1))
+        newest = np.maximum.reduceat(order.timestamp, begins[firsts]).astype("<i8").tobytes()
+        entities = self.events.entities
+        names = [entities[entity] for entity in self.events.entity[position[begins[firsts]]].tolist()]
+        return [
+            Delta(name, newest[8 * i : 8 * i + 8], extent, records)
+            for i, (name, extent, records) in enumerate(
+                zip(names, _cut(extents, firsts), _cut(self.records, self.starts), strict=True)
+            )
+        ]
+
+    def settle(self, replies: Sequence[Reply]) -> tuple[Counts, Events | None]:
+        """(what became of the events, those to send again because others of their delta had been applied before)."""
+        counts = Counts(applied=len(self.events))
+        fences: dict[int, list[int]] = {}
+        for number, reply in enumerate(replies):
+            if isinstance(reply, int):
+                continue
+            if reply[0] == APPLIED:
+                late = self._too_late(number, reply[1:])
+                counts.too_late += late
+                counts.applied -= late
+            else:
+                fences[number] = reply[1:]
+        if not fences:
+            return counts, None
+        behind = np.zeros(len(replies), np.bool_)
+        behind[list(fences)] = True
+        fence = np.full(len(self.owner), np.iinfo(np.int64).max)
+        fence[behind[self.owner]] = np.concatenate(list(fences.values()))
+        again = self.events.order.offset > fence[self.extent]
+        unapplied = int(self.events_of_extent[behind[self.owner]].sum())
+        counts.applied -= unapplied
+        counts.duplicate += unapplied - int(again.sum())
+        return counts, self.events.take(again)
+
+    def _too_late(self, number: int, positions: Sequence[int]) -> int:
+        """Events whose tile was dropped at the level that reaches back farthest: no window could see them any more."""
+        at = self.starts[number] + np.array(positions, np.int64)
+        farthest = self.records["level"][at] == _farthest_level(self.events.view.tile_layout)
+        return int(self.rows_in_record[at][farthest].sum())
+
+
+def _cut(array: NDArray[Any], starts: Integers) -> Iterator[bytes]:
+    """The bytes of each stretch of an array, from each start to the next."""
+    raw, width = array.tobytes(), array.itemsize
+    cuts = [start * width for start in starts.tolist()]
+    return (raw[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(raw)], strict=True))
+
+
+def _farthest_level(layout: TileLayout) -> int:
+    return max(range(len(layout.levels)), key=lambda level: (layout.levels[level][1], layout.levels[level][0]))
+
+
+def deltas_of(events: Events) -> Deltas:
+    """One delta per entity of a set of events that is not empty."""
+    partitions, partition = np.unique(events.order.partition, return_inverse=True)
+    extents, extent, sizes = np.unique(
+        events.entity * len(partitions) + partition, return_inverse=True, return_counts=True
+    )
+    entities, owner = np.unique(extents // len(partitions), return_inverse=True)
+    record_key, records, rows_in_record = build(events.view.tile_layout, events.entity, events.order, events.columns)
+    starts: Integers = np.asarray(np.searchsorted(record_key, entities), np.int64)
+    return Deltas(events, extent, owner, sizes, records, rows_in_record, starts)
+
+
+def merge(events: Events, send: Callable[[Sequence[Delta]], Sequence[Reply]]) -> Counts:
+    """Send the deltas of `events`, and again what is new in those of which a part had been applied before.
+
+    A fence only rises, and each round sends strictly less, so this ends whoever else is writing.
+    """
+    counts = Counts()
+    remaining: Events | None = events
+    while remaining is not None and len(remaining):
+        deltas = deltas_of(remaining)
+        settled, remaining = deltas.settle(send(deltas.packed))
+        counts.add(settled)
+    return counts
