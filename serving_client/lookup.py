@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from serving_client.status import Status
 from tally import functions, tiles
 from tally.columns import Column, canonical, nulls
 from tally.errors import DataError, DefinitionError, UnknownServiceError
-from tally.layout import LatestRows, TileRows, entity_texts, unpack_tiles
+from tally.layout import LatestRows, TileRows, entity_texts, fences_of, unpack_tiles
 from tally.plan import FunctionUse, Input, Plan, RequestFunction, View, ViewUse
 
 Positions = NDArray[np.int64]
@@ -105,12 +106,16 @@ class Lookup:
         texts: dict[tuple[str, ...], list[bytes]] = {}
         for names in dict.fromkeys(use.definition.keys for use in self._uses):
             texts[names] = _texts(names, columns)
+        known: dict[tuple[tuple[str, ...], ...], dict[bytes, int]] = {}
         keys: list[bytes] = []
         blocks: list[slice] = []
         positions: list[Positions | None] = [None] * len(self._uses)
         for block, prefix in enumerate(self._prefixes):
             uses = [(i, texts[use.definition.keys]) for i, use in enumerate(self._uses) if use.block == block]
-            distinct = _distinct([part for _, part in uses])
+            together = tuple(self._uses[i].definition.keys for i, _ in uses)
+            distinct = known.get(together)
+            if distinct is None:
+                distinct = known[together] = _distinct([part for _, part in uses])
             start = len(keys)
             keys += [prefix + text for text in distinct]
             blocks.append(slice(start, len(keys)))
@@ -202,11 +207,8 @@ def _texts(names: Sequence[str], columns: Mapping[str, Column]) -> list[bytes]:
 
 def _distinct(parts: Sequence[Sequence[bytes]]) -> dict[bytes, int]:
     """Each different text with its position, in the order of first appearance."""
-    distinct: dict[bytes, int] = {}
-    for part in parts:
-        for text in part:
-            distinct.setdefault(text, len(distinct))
-    return distinct
+    ordered = dict.fromkeys(chain.from_iterable(parts))
+    return dict(zip(ordered, range(len(ordered)), strict=True))
 
 
 def _latest(
@@ -281,4 +283,5 @@ class _Fences(Sequence[Any]):
 
     def __getitem__(self, row: Any) -> Any:
         entity = row if self.positions is None else self.positions[row]
-        return {"fences": self.stored.fences[entity]} if self.stored.found[entity] else None
+        value = self.stored.values[entity]
+        return None if value is None else {"fences": fences_of(value)}

@@ -36,6 +36,7 @@ EVIDENCE_COLUMN: Final = "tally_evidence"
 """Column of a log of served rows: JSON of what each answer was read from (`serving_client`), for replays offline."""
 FENCE: Final = np.dtype([("partition", "<u4"), ("offset", "<i8")])
 _FENCE: Final = struct.Struct("<Iq")
+_HEAD: Final = np.dtype([("format", "u1"), ("tag", f"V{HASH_BYTES}"), ("newest", "<i8"), ("fences", "<u2")])
 
 
 def key_prefix(project: str, view: str, view_hash: str) -> bytes:
@@ -161,53 +162,95 @@ class RowLayout:
 
         Raises StoredBytesError for bytes of the wrong length or format, DefinitionMismatchError for another definition's.
         """
+        present, rows, found = _present(values)
         size = self.fixed.itemsize
-        found = np.fromiter((value is not None for value in values), np.bool_, len(values))
-        present = [value for value in values if value is not None]
-        short = next((i for i, value in enumerate(values) if value is not None and len(value) < size), None)
-        if short is not None:
+        lengths = list(map(len, present))
+        if lengths and min(lengths) < size:
+            short = next(i for i, length in enumerate(lengths) if length < size)
             raise StoredBytesError(
-                f"{keys[short]!r} holds {len(values[short] or b'')} bytes, a row of this view has at least {size}; "
+                f"{keys[rows[short]]!r} holds {lengths[short]} bytes, a row of this view has at least {size}; "
                 "the value was not written by Tally or is damaged: delete the key and materialize the view again."
             )
-        fixed = np.frombuffer(b"".join([value[:size] for value in present]), self.fixed)
-        self._check(fixed, np.flatnonzero(found), keys)
-        bits = np.unpackbits(fixed["bits"], axis=1, count=len(self.fields), bitorder="little").astype(np.bool_)
-        where = np.cumsum(found) - 1
-        positions = np.maximum(where, 0)
+        exact = not lengths or max(lengths) == size
+        fixed = np.frombuffer(b"".join(present if exact else [value[:size] for value in present]), self.fixed)
+        self._check(fixed, rows, keys)
+        ends = [size] * len(present)
+        bits = self._validity(fixed)
         columns: dict[str, Column] = {}
-        ends = np.full(len(present), size, np.int64)
         for position, (name, dtype) in enumerate(self.fields):
+            valid = bits[:, position]
             if dtype in VARIABLE_WIDTH:
-                lengths = fixed[f"f{position}"].astype(np.int64)
-                stored = _slices(present, ends, lengths, bits[:, position], dtype, keys)
-                ends += lengths
+                starts, ends = ends, [a + b for a, b in zip(ends, fixed[f"f{position}"].tolist(), strict=True)]
+                stored = _slices(present, starts, ends, valid, dtype, [keys[row] for row in rows])
             else:
                 stored = fixed[f"f{position}"].astype(STORAGE[dtype])
-            if len(present) == 0:
-                columns[name] = nulls(dtype, len(values))
-            elif found.all():
-                columns[name] = canonical(dtype, stored, bits[:, position])
+            if found is None:
+                columns[name] = canonical(dtype, stored, valid)
             else:
-                columns[name] = canonical(dtype, stored[positions], bits[positions, position] & found)
-        wrong = next(
-            (i for i, (value, end) in enumerate(zip(present, ends.tolist(), strict=True)) if len(value) != end), None
-        )
-        if wrong is not None:
-            key = keys[int(np.flatnonzero(found)[wrong])]
-            raise StoredBytesError(f"{key!r} holds {len(present[wrong])} bytes where {ends[wrong]} were expected; delete the key and materialize the view again.")  # fmt: skip
-        stamps = np.zeros((3, len(values)), np.int64)
-        for row, name in enumerate(("timestamp", "a", "b")):
-            stamps[row, found] = fixed[name]
+                columns[name] = _scattered(dtype, stored, valid, found)
+        if ends != lengths:
+            wrong = next(i for i, (length, end) in enumerate(zip(lengths, ends, strict=True)) if length != end)
+            raise StoredBytesError(f"{keys[rows[wrong]]!r} holds {lengths[wrong]} bytes where {ends[wrong]} were expected; delete the key and materialize the view again.")  # fmt: skip
+        if found is None:
+            stamps = [fixed[name].astype(np.int64) for name in ("timestamp", "a", "b")]
+            return LatestRows(np.ones(len(values), np.bool_), stamps[0], stamps[1], stamps[2], columns)
+        stamps = [np.zeros(len(values), np.int64) for _ in range(3)]
+        for stamp, name in zip(stamps, ("timestamp", "a", "b"), strict=True):
+            stamp[found] = fixed[name]
         return LatestRows(found, stamps[0], stamps[1], stamps[2], columns)
 
-    def _check(self, fixed: NDArray[np.void], rows: NDArray[np.int64], keys: Sequence[bytes]) -> None:
-        wrong = np.flatnonzero(fixed["format"] != LATEST_FORMAT)
-        if len(wrong):
-            raise StoredBytesError(f"{keys[int(rows[wrong[0]])]!r} does not hold a latest row (format {fixed['format'][wrong[0]]}); delete the key and materialize the view again.")  # fmt: skip
-        other = [i for i, tag in enumerate(fixed["tag"].tolist()) if tag != self.tag]
-        if other:
-            raise _mismatch(keys[int(rows[other[0]])], fixed["tag"][other[0]].tobytes(), self.tag)
+    def _validity(self, fixed: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Which fields of which rows are there, shape (rows, fields)."""
+        if fixed["bits"].tobytes() == self._full * len(fixed):
+            return np.ones((len(fixed), len(self.fields)), np.bool_)
+        return np.unpackbits(fixed["bits"], axis=1, count=len(self.fields), bitorder="little").view(np.bool_)
+
+    @cached_property
+    def _full(self) -> bytes:
+        return ((1 << len(self.fields)) - 1).to_bytes(-(-len(self.fields) // 8), "little")
+
+    def _check(self, fixed: NDArray[np.void], rows: Sequence[int], keys: Sequence[bytes]) -> None:
+        _check_heads(fixed, LATEST_FORMAT, self.tag, "a latest row", "materialize", rows, keys)
+
+
+def _present(values: Sequence[bytes | None]) -> tuple[list[bytes], Sequence[int], NDArray[np.bool_] | None]:
+    """(values that are there, the row of each, which rows those are: None for all)."""
+    present = [value for value in values if value is not None]
+    if len(present) == len(values):
+        return present, range(len(values)), None
+    found = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    return present, np.flatnonzero(found).tolist(), found
+
+
+def _scattered(dtype: Dtype, stored: NDArray[Any], valid: NDArray[np.bool_], found: NDArray[np.bool_]) -> Column:
+    """The column with `stored` in the rows that were `found`, null elsewhere."""
+    column = nulls(dtype, len(found))
+    packed = canonical(dtype, stored, valid)
+    column.values[found] = packed.values
+    column.valid[found] = packed.valid
+    return column
+
+
+def _check_heads(
+    heads: NDArray[np.void],
+    expected: int,
+    tag: bytes,
+    what: str,
+    verb: str,
+    rows: Sequence[int],
+    keys: Sequence[bytes],
+) -> None:
+    wrong = heads["format"] != expected
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise StoredBytesError(
+            f"{keys[rows[first]]!r} does not hold {what} (format {heads['format'][first]}); "
+            f"delete the key and {verb} the view again."
+        )
+    if heads["tag"].tobytes() != tag * len(heads):
+        tags = heads["tag"].tolist()
+        other = next(i for i, stored in enumerate(tags) if stored != tag)
+        raise _mismatch(keys[rows[other]], tags[other], tag)
 
 
 def _mismatch(key: bytes, stored: bytes, expected: bytes) -> DefinitionMismatchError:
@@ -219,23 +262,22 @@ def _mismatch(key: bytes, stored: bytes, expected: bytes) -> DefinitionMismatchE
 
 def _slices(
     values: Sequence[bytes],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    starts: Sequence[int],
+    ends: Sequence[int],
     valid: NDArray[np.bool_],
     dtype: Dtype,
     keys: Sequence[bytes],
 ) -> NDArray[Any]:
     out = np.empty(len(values), object)
-    for i, (value, start, length, ok) in enumerate(
-        zip(values, starts.tolist(), lengths.tolist(), valid.tolist(), strict=True)
-    ):
+    for i, (value, start, end, ok) in enumerate(zip(values, starts, ends, valid.tolist(), strict=True)):
         if ok:
-            piece = value[start : start + length]
+            piece = value[start:end]
             try:
                 out[i] = piece.decode() if dtype == "String" else piece
             except UnicodeDecodeError as error:
                 raise StoredBytesError(
-                    f"A stored row holds text that is not UTF-8 ({error}); near key {keys[0]!r}."
+                    f"{keys[i]!r} holds text that is not UTF-8 ({error}); "
+                    "delete the key and materialize the view again."
                 ) from error
     return out
 
@@ -257,9 +299,14 @@ class TileRows:
 
     found: NDArray[np.bool_]
     newest: NDArray[np.int64]
-    fences: list[dict[int, int]]
     records: NDArray[np.void]
     rows: NDArray[np.int64]
+    values: Sequence[bytes | None]
+
+    @property
+    def fences(self) -> list[dict[int, int]]:
+        """Partition -> last offset applied, for each row; empty where nothing is stored."""
+        return [{} if value is None else fences_of(value) for value in self.values]
 
 
 def pack_tiles(tag: bytes, newest: int, fences: Mapping[int, int], records: bytes) -> bytes:
@@ -278,26 +325,26 @@ def unpack_tiles(
     record: np.dtype[np.void], tag: bytes, values: Sequence[bytes | None], keys: Sequence[bytes]
 ) -> TileRows:
     """The tiles of `values`, None being an entity without any. Raises as `RowLayout.unpack`."""
-    count = len(values)
-    found = np.zeros(count, np.bool_)
-    newest = np.zeros(count, np.int64)
-    fences: list[dict[int, int]] = [{}] * count
-    pieces: list[bytes] = []
-    sizes = np.zeros(count, np.int64)
-    head = TILES_HEADER.size
-    for i, value in enumerate(values):
-        if value is None:
-            continue
-        if len(value) < head or value[0] != TILES_FORMAT:
-            raise StoredBytesError(f"{keys[i]!r} does not hold tiles; delete the key and bootstrap the view again.")
-        _, stored, newest[i], partitions = TILES_HEADER.unpack_from(value)
-        if stored != tag:
-            raise _mismatch(keys[i], stored, tag)
-        start = head + partitions * FENCE.itemsize
-        if start > len(value) or (len(value) - start) % record.itemsize:
-            raise StoredBytesError(f"{keys[i]!r} holds {len(value)} bytes, which is not a whole number of tiles; delete the key and bootstrap the view again.")  # fmt: skip
-        found[i] = True
-        fences[i] = dict(np.frombuffer(value, FENCE, partitions, head).tolist())
-        pieces.append(value[start:])
-        sizes[i] = (len(value) - start) // record.itemsize
-    return TileRows(found, newest, fences, np.frombuffer(b"".join(pieces), record), np.repeat(np.arange(count), sizes))
+    present, rows, found = _present(values)
+    lengths = np.fromiter(map(len, present), np.int64, len(present))
+    short = lengths < TILES_HEADER.size
+    if short.any():
+        key = keys[rows[int(np.flatnonzero(short)[0])]]
+        raise StoredBytesError(f"{key!r} does not hold tiles; delete the key and bootstrap the view again.")
+    heads = np.frombuffer(b"".join([value[: TILES_HEADER.size] for value in present]), _HEAD)
+    _check_heads(heads, TILES_FORMAT, tag, "tiles", "bootstrap", rows, keys)
+    starts = TILES_HEADER.size + heads["fences"].astype(np.int64) * FENCE.itemsize
+    sizes, rest = np.divmod(lengths - starts, record.itemsize)
+    wrong = (rest != 0) | (sizes < 0)
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise StoredBytesError(
+            f"{keys[rows[first]]!r} holds {lengths[first]} bytes, which is not a whole number of tiles; "
+            "delete the key and bootstrap the view again."
+        )
+    body = b"".join([value[start:] for value, start in zip(present, starts.tolist(), strict=True)])
+    records = np.frombuffer(body, record)
+    newest = np.zeros(len(values), np.int64)
+    newest[slice(None) if found is None else found] = heads["newest"]
+    owners = np.repeat(np.arange(len(values)) if found is None else np.flatnonzero(found), sizes)
+    return TileRows(np.ones(len(values), np.bool_) if found is None else found, newest, records, owners, values)

@@ -39,8 +39,9 @@ def connect(url: str, service: str = "everything") -> FeatureClient:
     except TallyError as error:
         with pytest.raises(type(error)) as raised:
             asyncio.run(there())
-        if not isinstance(error, UnavailableError):
-            assert str(raised.value) == str(error)
+        same = isinstance(error, UnavailableError) or str(raised.value) == str(error)
+        if not same:
+            raise AssertionError(f"{raised.value} is not {error}") from error
         raise
     asyncio.run(there())
     return client
@@ -102,7 +103,7 @@ def test_redis_that_is_not_there() -> None:
             client.get(rows)
 
 
-def test_password_that_is_wrong(redis: Redis, redis_url: str) -> None:
+def test_password_that_is_wrong(redis_url: str) -> None:
     """A refused login is UnavailableError, without the password."""
     with pytest.raises(UnavailableError, match="REDIS_URL") as raised:
         connect(redis_url.replace("://", "://joe:sesame@"))
@@ -153,9 +154,9 @@ def _stored(redis: Redis, view: Any) -> bytes:
         lambda v: v[:-1],
         lambda v: v + b"x",
         lambda v: v[:5],
-        lambda v: b"",
+        lambda v: v[:0],
         lambda v: b"\x09" + v[1:],
-        lambda v: b"hello, I am some other value, and quite a long one at that" * 20,
+        lambda v: b"hello, I am some other value".ljust(len(v), b"!"),
     ],
     ids=["truncated", "longer", "head alone", "empty", "other format", "foreign"],
 )
@@ -177,7 +178,7 @@ def test_text_that_is_not_utf8(redis: Redis) -> None:
     redis.set(key, redis.get(key).replace(b"text", b"\xff\xff\xff\xff"))  # type: ignore[union-attr]
     client = FeatureClient(redis, world.ONE)
     for rows in ([ASKED], [{**ASKED, "place": "EWR"}, ASKED]):
-        with pytest.raises(StoredBytesError, match=r"UTF-8.*JFK"):
+        with pytest.raises(StoredBytesError, match=r"JFK.*UTF-8"):
             client.get(rows, 0)
 
 
