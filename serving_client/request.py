@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tally.columns import Column, column
 from tally.dtypes import STORAGE, Dtype
@@ -13,7 +14,8 @@ from tally.errors import DataError
 from tally.plan import Field
 
 _NONE: Final[set[type]] = set()
-Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+Values = Sequence[Any] | NDArray[Any]
+Rows = Sequence[Mapping[str, Any]] | Mapping[str, Values]
 
 _EXACT: Final[dict[Dtype, frozenset[type]]] = {
     "Float64": frozenset({float}),
@@ -49,7 +51,7 @@ def columns_of(rows: Rows, fields: Sequence[Field]) -> tuple[int, dict[str, Colu
     return len(rows), columns
 
 
-def _from_columns(rows: Mapping[str, Sequence[Any]], fields: Sequence[Field]) -> tuple[int, dict[str, Column]]:
+def _from_columns(rows: Mapping[str, Values], fields: Sequence[Field]) -> tuple[int, dict[str, Column]]:
     missing = next((f for f in fields if f.name not in rows), None)
     if missing is not None:
         raise DataError(
@@ -77,7 +79,7 @@ def described(fields: Sequence[Field]) -> str:
     return ", ".join(f"{f.name} ({f.dtype})" for f in fields) or "no columns"
 
 
-def checked(field: Field, data: Sequence[Any]) -> Column:
+def checked(field: Field, data: Values) -> Column:
     """The column of `data`. Raises DataError naming the column, and the row that does not fit."""
     if type(data) is list and set(map(type, data)) == _EXACT.get(field.dtype, _NONE):
         fast = _exact(field.dtype, data)
@@ -104,7 +106,7 @@ def _exact(dtype: Dtype, data: list[Any]) -> Column | None:
     return Column(dtype, values, valid)
 
 
-def _misfit(field: Field, data: Sequence[Any]) -> DataError | None:
+def _misfit(field: Field, data: Values) -> DataError | None:
     for number, item in enumerate(data):
         try:
             column(field.dtype, [item], field.name)

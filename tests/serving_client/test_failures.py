@@ -175,7 +175,9 @@ def test_damaged_bytes(redis: Redis, view: Any, damage: Any) -> None:
 def test_text_that_is_not_utf8(redis: Redis) -> None:
     """A string whose bytes are not UTF-8 is refused."""
     key = _stored(redis, PLANES)
-    redis.set(key, redis.get(key).replace(b"text", b"\xff\xff\xff\xff"))  # type: ignore[union-attr]
+    value = redis.get(key)
+    assert isinstance(value, bytes)
+    redis.set(key, value.replace(b"text", b"\xff\xff\xff\xff"))
     client = FeatureClient(redis, world.ONE)
     for rows in ([ASKED], [{**ASKED, "place": "EWR"}, ASKED]):
         with pytest.raises(StoredBytesError, match=r"JFK.*UTF-8"):

@@ -29,7 +29,7 @@ def test_imports_are_light() -> None:
     """Importing the client loads neither Feast nor pandas, pyarrow, pydantic, Dask or our other rooms; prints its cost."""
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    print("import serving_client:", done.stdout.strip())  # noqa: T201 - shown with -s
+    print("import serving_client:", done.stdout.strip())
 
 
 def test_threads_share_a_client(redis: Redis, redis_url: str) -> None:

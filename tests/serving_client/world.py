@@ -167,8 +167,8 @@ def store_latest(redis: Redis, view: View, rows: Sequence[Row]) -> None:
         newest[key_of(view, row)] = row
     for key, row in newest.items():
         columns = {f.name: column(f.dtype, [row[f.name]], f.name) for f in view.fields}
-        stamps = (np.array([row[name]], np.int64) for name in ("at", "a"))
-        redis.set(key, view.row_layout.pack(*stamps, np.zeros(1, np.int64), columns)[0])
+        at, a = (np.array([row[name]], np.int64) for name in ("at", "a"))
+        redis.set(key, view.row_layout.pack(at, a, np.zeros(1, np.int64), columns)[0])
 
 
 def store_tiles(redis: Redis, view: View, rows: Sequence[Row]) -> None:
