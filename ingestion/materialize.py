@@ -155,10 +155,11 @@ def tile_values(
     owners, records, _ = build(layout, codes[recent], order, columns)
     visible = records["tile"] >= _oldest(layout, records["level"], newest[owners])
     owners, raw = owners[visible], records[visible].tobytes()
-    ends = (np.cumsum(np.bincount(owners, minlength=count)) * layout.record.itemsize).tolist()
+    sizes = np.bincount(owners, minlength=count) * layout.record.itemsize
+    ends = np.cumsum(sizes)
     values = [
         pack_tiles(view.tag, moment, fences, raw[start:stop])
-        for moment, start, stop in zip(newest.tolist(), [0, *ends[:-1]], ends, strict=True)
+        for moment, start, stop in zip(newest.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True)
     ]
     return newest, values
 

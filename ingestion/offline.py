@@ -168,7 +168,8 @@ def open_version(offline_uri: str, name: str, version: int | None) -> DeltaTable
 
 def extracted(table: DeltaTable, name: str) -> Extracted:
     """What the last extraction into this version of the table knew. Raises NotReadyError when no commit says."""
-    for commit in table.history():  # newest first, and also those after the version that is open
+    # The newest table's history: delta-rs numbers that of an older version wrongly. The newest commit comes first.
+    for commit in DeltaTable(table.table_uri).history():
         if commit["version"] <= table.version() and METADATA_KEY in commit:
             return Extracted.from_metadata(commit[METADATA_KEY])
     raise NotReadyError(
