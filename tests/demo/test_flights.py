@@ -28,6 +28,7 @@ DAY = 1440
 
 @pytest.fixture(scope="module")
 def every() -> pd.DataFrame:
+    """Every flight, read once."""
     return flights()
 
 
@@ -36,9 +37,7 @@ def published(every: pd.DataFrame) -> pd.DataFrame:
     """The published columns beside ours, row by row."""
     rows = published_flights().to_pandas()
     date = pd.to_datetime(rows[["year", "month", "day"]]).dt.strftime("%Y-%m-%d")
-    rows["flight_key"] = (
-        date + "|" + rows["carrier"] + "|" + rows["flight"].astype(str) + "|" + rows["origin"]
-    )
+    rows["flight_key"] = date + "|" + rows["carrier"] + "|" + rows["flight"].astype(str) + "|" + rows["origin"]
     columns = ["flight_key", "dep_time", "arr_time", "sched_dep_time", "sched_arr_time", "time_hour"]
     beside = every.merge(rows[columns], on="flight_key", validate="one_to_one")
     assert len(beside) == len(rows)
@@ -47,15 +46,18 @@ def published(every: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def departures(every: pd.DataFrame) -> pa.Table:
+    """The departure messages of every flight."""
     return departure_messages(every)
 
 
 @pytest.fixture(scope="module")
 def arrivals(every: pd.DataFrame) -> pa.Table:
+    """The arrival messages of every flight."""
     return arrival_messages(every)
 
 
 def month_to_minute(stamp: pd.Timestamp | NaTType) -> str | None:
+    """An instant as `month-day hour:minute`; None for NaT."""
     return None if isinstance(stamp, NaTType) else stamp.strftime("%m-%d %H:%M")
 
 
@@ -69,6 +71,7 @@ def clock_minutes(instants: pd.Series, zones: pd.Series) -> pd.Series:
 
 
 def published_minutes(hhmm: pd.Series) -> pd.Series:
+    """Minutes since midnight of the data's HHMM numbers; 2400 is 0."""
     return (hhmm // 100 * 60 + hhmm % 100) % DAY
 
 
@@ -136,9 +139,8 @@ ROWS = {
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-def test_instants_of_real_flights(
-    every: pd.DataFrame, row: tuple[str, str, str | None, str, str | None]
-) -> None:
+def test_instants_of_real_flights(every: pd.DataFrame, row: tuple[str, str, str | None, str, str | None]) -> None:
+    """Flights chosen for their traps (zones, midnight, changes of the clock) have the UTC instants worked out by hand."""
     found = every[every["flight_key"] == row[0]]
     assert len(found) == 1
     instants = found.iloc[0][["scheduled_departure", "departure", "scheduled_arrival", "arrival"]]
@@ -148,6 +150,7 @@ def test_instants_of_real_flights(
 
 
 def test_every_flight_is_there_once(every: pd.DataFrame) -> None:
+    """No flight is lost or doubled, and they come in the order of their scheduled departure."""
     assert len(every) == 336_776
     assert every["flight_key"].is_unique
     assert every["scheduled_departure"].is_monotonic_increasing
@@ -157,11 +160,13 @@ def test_every_flight_is_there_once(every: pd.DataFrame) -> None:
 
 
 def test_instants_are_microseconds_in_utc(every: pd.DataFrame) -> None:
+    """Every instant has the dtype that the store keeps."""
     for column in ["scheduled_departure", "departure", "scheduled_arrival", "arrival", "prediction_time"]:
         assert str(every[column].dtype) == "datetime64[us, UTC]"
 
 
 def test_what_is_missing_is_counted(published: pd.DataFrame) -> None:
+    """Cancelled and diverted flights lack instants, and there are as many as the data says."""
     cancelled = published["departure"].isna()
     diverted = ~cancelled & published["arrival"].isna()
     assert int(cancelled.sum()) == 8_255
@@ -174,6 +179,7 @@ def test_what_is_missing_is_counted(published: pd.DataFrame) -> None:
 
 
 def test_late_is_more_than_fifteen_minutes(every: pd.DataFrame) -> None:
+    """The label is null where nobody knows, and true beyond fifteen minutes."""
     assert str(every["late"].dtype) == "boolean"
     assert int(every["late"].sum()) == 77_630
     assert int(every["late"].isna().sum()) == 9_430
@@ -182,10 +188,12 @@ def test_late_is_more_than_fifteen_minutes(every: pd.DataFrame) -> None:
 
 
 def test_scheduled_departure_agrees_with_time_hour(published: pd.DataFrame) -> None:
+    """Our schedule in UTC agrees with the only UTC column that the data publishes."""
     assert (published["scheduled_departure"].dt.floor("h") == published["time_hour"]).all()
 
 
 def test_departure_agrees_with_dep_time(published: pd.DataFrame) -> None:
+    """Delay added to the schedule gives the local time that was published, midnight included."""
     left = published[published["departure"].notna()]
     shown = clock_minutes(left["departure"], pd.Series(NEW_YORK, index=left.index))
     assert (shown == published_minutes(left["dep_time"])).all()
@@ -194,6 +202,7 @@ def test_departure_agrees_with_dep_time(published: pd.DataFrame) -> None:
 
 
 def test_arrival_agrees_with_arr_time_but_for_one_flight(published: pd.DataFrame) -> None:
+    """The same at the destination, in its own zone; exactly one flight differs, and which one is known."""
     landed = published[published["arrival"].notna()]
     shown = clock_minutes(landed["arrival"], landed["dest"].map(destination_zones()))
     differs = landed[shown != published_minutes(landed["arr_time"])]
@@ -201,6 +210,7 @@ def test_arrival_agrees_with_arr_time_but_for_one_flight(published: pd.DataFrame
 
 
 def test_time_on_the_ground_is_plausible_for_every_flight(every: pd.DataFrame) -> None:
+    """No flight is in the air longer than it was away: a day or an hour too many would show here."""
     landed = every[every["arrival"].notna()]
     ground = (landed["arrival"] - landed["departure"]).dt.total_seconds() / 60 - landed["air_time"]
     assert (ground.min(), ground.median(), ground.max()) == (5, 28, 235)
@@ -211,12 +221,14 @@ def test_time_on_the_ground_is_plausible_for_every_flight(every: pd.DataFrame) -
 
 
 def test_scheduled_arrival_follows_the_departure(published: pd.DataFrame) -> None:
+    """Scheduled arrivals after midnight fall on the next day."""
     block = (published["scheduled_arrival"] - published["scheduled_departure"]).dt.total_seconds() / 60
     assert (block.min(), block.max()) == (50, 700)
     assert int((published["sched_arr_time"] < published["sched_dep_time"]).sum()) == 6_078
 
 
 def test_destinations_without_a_published_zone(every: pd.DataFrame) -> None:
+    """The four airports that the data does not list have a zone, and nobody is left without one."""
     zones = destination_zones()
     unlisted = every[every["dest"].isin(["BQN", "PSE", "SJU", "STT"])]
     assert len(unlisted) == 7_602
@@ -225,7 +237,8 @@ def test_destinations_without_a_published_zone(every: pd.DataFrame) -> None:
     assert set(every["dest"]) <= set(zones)
 
 
-def test_a_departure_message(every: pd.DataFrame, departures: pa.Table) -> None:
+def test_a_departure_message(departures: pa.Table) -> None:
+    """A departure message has the key, fields and time that the docs promise."""
     assert departures.schema.types == [pa.binary(), pa.binary(), pa.int64()]
     first = departures.slice(0, 1).to_pylist()[0]
     assert first["key"] == b"2013-01-01|UA|1545|EWR"
@@ -237,6 +250,7 @@ def test_a_departure_message(every: pd.DataFrame, departures: pa.Table) -> None:
 
 
 def test_an_arrival_message(arrivals: pa.Table) -> None:
+    """An arrival message has the fields that the docs promise."""
     assert arrivals.schema.types == [pa.binary(), pa.binary(), pa.int64()]
     first = json.loads(arrivals["value"][0].as_py())
     assert first == {
@@ -253,6 +267,7 @@ def test_an_arrival_message(arrivals: pa.Table) -> None:
 
 
 def test_one_message_per_departure_and_per_arrival_in_order(departures: pa.Table, arrivals: pa.Table) -> None:
+    """Cancelled flights send nothing; every other sends once, in the order of its events."""
     assert (departures.num_rows, arrivals.num_rows) == (328_521, 327_346)
     for messages in (departures, arrivals):
         assert len(set(messages["key"].to_pylist())) == messages.num_rows
@@ -264,6 +279,7 @@ def test_one_message_per_departure_and_per_arrival_in_order(departures: pa.Table
 def test_messages_say_what_the_flights_say(
     every: pd.DataFrame, topic: str, instant: str, request: pytest.FixtureRequest
 ) -> None:
+    """Decoded again, messages hold the same values as the flights they came from."""
     every_fifth = slice(None, None, 5)
     messages: pa.Table = request.getfixturevalue(topic)
     messages = messages.take(pa.array(range(messages.num_rows)[every_fifth]))
@@ -278,23 +294,27 @@ def test_messages_say_what_the_flights_say(
 
 
 def test_an_unknown_number_is_null_in_json_and_never_nan(every: pd.DataFrame) -> None:
+    """JSON has no NaN: an unknown number is null."""
     row = every[every["arrival"].notna()].head(1).assign(air_time=np.nan)
     assert b'"air_time":null' in arrival_messages(row)["value"][0].as_py()
 
 
 def test_no_flights_make_no_messages(every: pd.DataFrame) -> None:
+    """Nothing in, nothing out, with the same columns."""
     none = departure_messages(every.head(0))
     assert none.num_rows == 0
     assert arrival_times(none, seed=1).num_rows == 0
 
 
 def test_arrival_times_are_a_function_of_the_seed(departures: pa.Table) -> None:
+    """The disorder of a replay can be repeated."""
     some = departures.slice(0, 20_000)
     assert arrival_times(some, seed=7).equals(arrival_times(some, seed=7))
     assert not arrival_times(some, seed=7).equals(arrival_times(some, seed=8))
 
 
 def test_arrival_times_are_late_and_double_as_promised(departures: pa.Table) -> None:
+    """The promised shares of messages come late and twice, and none before its event."""
     seen = arrival_times(departures, seed=7).to_pandas()
     assert seen["arrival_us"].is_monotonic_increasing
     delay = seen["arrival_us"] - seen["event_time_us"]
@@ -309,12 +329,14 @@ def test_arrival_times_are_late_and_double_as_promised(departures: pa.Table) -> 
 
 
 def test_arrival_times_without_trouble_are_the_event_times(departures: pa.Table) -> None:
+    """Without disorder every message arrives when it happened."""
     calm = arrival_times(departures, seed=7, share_late=0.0, share_twice=0.0)
     assert calm.drop_columns(["arrival_us"]).equals(departures)
     assert calm["arrival_us"].equals(departures["event_time_us"])
 
 
 def test_arrival_times_can_double_everything(departures: pa.Table) -> None:
+    """Shares up to one and delays down to nothing work."""
     some = departures.slice(0, 1_000)
     assert arrival_times(some, seed=7, share_twice=1.0).num_rows == 2_000
     at_once = arrival_times(some, seed=7, max_delay=timedelta(0), share_late=1.0)
@@ -322,6 +344,7 @@ def test_arrival_times_can_double_everything(departures: pa.Table) -> None:
 
 
 def test_labels_are_the_flights_of_a_half_open_interval(every: pd.DataFrame) -> None:
+    """Labels have the service's keys and request fields, start included, end not."""
     chosen = labels(every, "2013-01-01T09:15Z", datetime(2013, 1, 1, 10, 0, tzinfo=UTC))
     assert chosen.columns.tolist() == [
         "flight_key",
@@ -345,6 +368,7 @@ def test_labels_are_the_flights_of_a_half_open_interval(every: pd.DataFrame) -> 
 
 
 def test_labels_lose_no_flight(every: pd.DataFrame) -> None:
+    """Adjoining intervals together have every flight, once."""
     parts = [labels(every, "2013-01-01", "2013-07-01"), labels(every, "2013-07-01", "2014-01-02")]
     whole = pd.concat(parts, ignore_index=True)
     assert whole["flight_key"].tolist() == every["flight_key"].tolist()
@@ -352,12 +376,14 @@ def test_labels_lose_no_flight(every: pd.DataFrame) -> None:
 
 
 def test_labels_read_naive_bounds_as_utc(every: pd.DataFrame) -> None:
+    """Naive bounds are UTC; aware ones are honoured."""
     naive = labels(every, datetime(2013, 3, 10), datetime(2013, 3, 11))
     aware = labels(every, datetime(2013, 3, 10, tzinfo=UTC), pd.Timestamp("2013-03-10T20:00", tz=NEW_YORK))
     pd.testing.assert_frame_equal(naive, aware)
 
 
 def test_weather_keeps_every_row_and_its_nulls() -> None:
+    """All weather rows are there, and nulls stay nulls."""
     table = weather()
     assert table.num_rows == 26_115
     nulls = {name: table[name].null_count for name in table.column_names if table[name].null_count}
@@ -377,12 +403,14 @@ def test_weather_keeps_every_row_and_its_nulls() -> None:
 
 
 def test_weather_is_known_when_its_hour_was_read() -> None:
+    """A weather row is stamped with its last reading, so that nobody sees it earlier."""
     first = weather().slice(0, 3).to_pylist()
     assert [row["origin"] for row in first] == ["EWR", "JFK", "LGA"]
     assert {row["event_timestamp"] for row in first} == {datetime(2013, 1, 1, 6, 51, tzinfo=UTC)}
 
 
 def test_weather_has_two_distinct_hours_where_the_clocks_go_back() -> None:
+    """The hour that happens twice on the local clock is two rows in UTC."""
     rows = weather().to_pandas()
     assert not rows.duplicated(["origin", "event_timestamp"]).any()
     newark = rows[(rows["origin"] == "EWR") & (rows["event_timestamp"].dt.strftime("%m%d") == "1103")]
@@ -391,6 +419,7 @@ def test_weather_has_two_distinct_hours_where_the_clocks_go_back() -> None:
 
 
 def test_aircraft() -> None:
+    """Every aircraft is there once, with its dtypes."""
     table = aircraft()
     assert table.num_rows == 3_322
     assert len(set(table["tailnum"].to_pylist())) == 3_322
