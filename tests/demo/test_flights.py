@@ -202,7 +202,7 @@ def test_departure_agrees_with_dep_time(published: pd.DataFrame) -> None:
 
 
 def test_arrival_agrees_with_arr_time_but_for_one_flight(published: pd.DataFrame) -> None:
-    """The same at the destination, in its own zone; exactly one flight differs, and which one is known."""
+    """The same at the destination, in its own zone, save for one arr_time in the hour that the clocks skipped."""
     landed = published[published["arrival"].notna()]
     shown = clock_minutes(landed["arrival"], landed["dest"].map(destination_zones()))
     differs = landed[shown != published_minutes(landed["arr_time"])]
