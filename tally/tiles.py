@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tally import exact
-from tally.aggregates import Cell, EventOrder, Ranks, State, cells_of, finalize, limb_count, limbs_of, ranks
+from tally.aggregates import Cell, EventOrder, State, cells_of, finalize, limb_count, limbs_of, ranks
 from tally.columns import Column
 from tally.dtypes import Dtype
 from tally.windows import Window
@@ -202,53 +202,62 @@ def read(layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[n
     `rows` says which of the n rows each record belongs to.
     """
     values: dict[str, Column] = {}
+    levels, tiles = records["level"], records["tile"].astype(np.int64)
     for window in dict.fromkeys(a.window for a in layout.aggregations):
         level = layout.level_of_hop[window.hop]
         inside = (
-            (records["level"] == level)
-            & (records["tile"] >= window.first_tile(as_of)[rows])
-            & (records["tile"] <= window.last_tile(as_of)[rows])
+            (levels == level) & (tiles >= window.first_tile(as_of)[rows]) & (tiles <= window.last_tile(as_of)[rows])
         )
-        visible, owners = records[inside], rows[inside]
+        visible = np.flatnonzero(inside)
+        owners = rows[visible]
         for position, (name, (dtype, _)) in enumerate(layout.columns.items()):
             wanted = [a for a in layout.aggregations if a.window == window and a.column == name]
             if not wanted:
                 continue
             cells = cells_of(a.function for a in wanted)
-            state = _merge(visible, owners, position, dtype, cells, len(as_of))
+            state = _merge(records, visible, owners, position, dtype, cells, len(as_of))
             for a in wanted:
                 values[a.feature] = finalize(a.function, dtype, state, a.feature)
     return values
 
 
-def _merge(records: Records, rows: Positions, position: int, dtype: Dtype, cells: Sequence[Cell], count: int) -> State:
+def _merge(
+    records: Records,
+    visible: Positions,
+    rows: Positions,
+    position: int,
+    dtype: Dtype,
+    cells: Sequence[Cell],
+    count: int,
+) -> State:
+    """The state of one column for each of `count` rows, from the records at `visible`, which belong to `rows`."""
     state = State(np.zeros(count, np.int64), {}, {})
     for cell in cells:
         if cell in ("sum", "squares"):
             state.limbs[cell] = np.zeros((count, limb_count(cell, dtype)), np.int64)
         else:
             state.rank[cell] = np.zeros(count, np.uint64)
-    filled = records[f"count{position}"] > 0
-    records, rows = records[filled], rows[filled]
+    counts = records[f"count{position}"][visible].astype(np.int64)
+    filled = counts > 0
+    if not filled.all():
+        visible, rows, counts = visible[filled], rows[filled], counts[filled]
     if len(rows) == 0:
         return state
     starts, stops = _runs(rows)
     owners = rows[starts]
-    state.count[owners] = np.add.reduceat(records[f"count{position}"].astype(np.int64), starts)
+    state.count[owners] = np.add.reduceat(counts, starts)
     for cell in cells:
         stored = records[f"{cell}{position}"]
+        if cell in ("first", "last"):
+            stored = stored["value"][visible[starts if cell == "first" else stops - 1]]
+            state.rank[cell][owners] = stored.astype(np.uint64)
+            continue
+        stored = stored[visible]
         if cell in ("sum", "squares"):
             limbs = stored.astype(np.int64)
             limbs[:, -1] = limbs[:, -1].astype(np.uint32).view(np.int32)  # the top limb is signed
             state.limbs[cell][owners] = np.add.reduceat(limbs, starts, axis=0)
-        elif cell == "min":
-            state.rank[cell][owners] = np.minimum.reduceat(_native(stored), starts)
-        elif cell == "max":
-            state.rank[cell][owners] = np.maximum.reduceat(_native(stored), starts)
         else:
-            state.rank[cell][owners] = _native(stored["value"][starts if cell == "first" else stops - 1])
+            extreme = np.minimum if cell == "min" else np.maximum
+            state.rank[cell][owners] = extreme.reduceat(stored.astype(np.uint64), starts)
     return state
-
-
-def _native(stored: NDArray[Any]) -> Ranks:
-    return stored.astype(np.uint64)
