@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -196,7 +197,7 @@ def write_table(
 
     def watched() -> Iterator[pa.RecordBatch]:
         try:
-            yield from batches
+            yield from _one_ahead(batches)
         except BaseException as error:
             raised.append(error)  # delta-rs would hide it in an error of its own
             raise
@@ -227,6 +228,19 @@ def write_table(
             f"The offline table {uri} cannot be written ({error}); check TALLY_OFFLINE_URI."
         ) from error
     return DeltaTable(uri).version()
+
+
+def _one_ahead(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches, made in a thread of their own while the one before is used.
+
+    delta-rs asks for them from inside its runtime, where no other Delta table can be read or written; that thread can.
+    """
+    iterator = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield batch
 
 
 def high_watermarks(plan: Plan, source: Source, offline_uri: str, version: int | None = None) -> dict[int, int]:

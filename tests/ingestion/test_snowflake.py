@@ -1,0 +1,407 @@
+"""Extraction from the real emulator: nothing lost, nothing doubled, whatever lands in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import snowflake.connector
+from deltalake import DeltaTable
+
+from infra.local import embedded
+from infra.settings import Settings
+from ingestion import offline
+from ingestion import snowflake as extraction
+from ingestion.offline import high_watermarks, read_rows
+from ingestion.snowflake import Ingested, ingest, quoted
+from tally.errors import DataError, NotReadyError, UnavailableError
+from tally.plan import Field, Plan, Source, View, hashed_view
+from tests.ingestion import plans
+
+NOON = "2013-01-01T12:00:00Z"
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A Snowflake emulator."""
+    with embedded(tmp_path_factory.mktemp("snowflake"), ["snowflake"]) as settings:
+        yield settings
+
+
+@pytest.fixture
+def run(services: Settings) -> Iterator[Callable[..., Any]]:
+    """Runs SQL in a database without our tables."""
+    with closing(snowflake.connector.connect(**services.snowflake_connect_args())) as connection:
+
+        def execute(sql: str, values: Sequence[Any] = ()) -> Any:
+            return connection.cursor().execute(sql, tuple(values)).fetchall()
+
+        for table in ("FLIGHTS_DEPARTURES", "WEATHER"):
+            execute(f'DROP TABLE IF EXISTS "{table}"')
+        yield execute
+
+
+@pytest.fixture
+def land(run: Callable[..., Any]) -> Callable[..., None]:
+    """Lands messages: (partition, offset, content) as Snowflake's Kafka connector does."""
+    run('CREATE TABLE "FLIGHTS_DEPARTURES" (RECORD_METADATA VARIANT, RECORD_CONTENT VARIANT)')
+
+    def insert(*messages: tuple[int, int, Any], topic: str = "flights.departures") -> None:
+        for partition, offset, content in messages:
+            metadata = {
+                "topic": topic,
+                "partition": partition,
+                "offset": offset,
+                "CreateTime": 1000 + offset,
+                "SnowflakeConnectorPushTime": 2000 + offset,
+            }
+            text = None if content is None else json.dumps(content)
+            run('INSERT INTO "FLIGHTS_DEPARTURES" SELECT PARSE_JSON(%s), PARSE_JSON(%s)', (json.dumps(metadata), text))
+
+    return insert
+
+
+def departure(flight: int = 1, **others: Any) -> dict[str, Any]:
+    """The object of a good message."""
+    return {"event_timestamp": NOON, "carrier": "UA", "flight": flight, **others}
+
+
+@pytest.fixture
+def take(services: Settings, tmp_path: Path) -> Callable[..., Ingested]:
+    """Ingests one source of a plan."""
+
+    def ingest_one(plan: Plan, source: str, **options: Any) -> Ingested:
+        return ingest(plan, [source], services.snowflake_connect_args(), str(tmp_path), **options)[0]
+
+    return ingest_one
+
+
+STREAM = plans.plan_of(plans.latest_stream_view())
+WEATHER = plans.plan_of(plans.weather_view())
+
+
+def offsets(uri: Path) -> list[tuple[int, int]]:
+    """(partition, offset) of every row that the store has."""
+    table = DeltaTable(str(uri / "departures")).to_pyarrow_table(columns=["_partition", "_offset"])
+    return sorted(zip(table["_partition"].to_pylist(), table["_offset"].to_pylist(), strict=True))
+
+
+def test_messages_arrive_decoded(land: Any, take: Any, tmp_path: Path) -> None:
+    """Fields have their types, the event its identity and its times."""
+    land((3, 5, departure(2**60 + 1, dep_delay=0.1, unknown=[1])))
+    done = take(STREAM, "departures")
+    rows = DeltaTable(str(tmp_path / "departures")).to_pyarrow_table().to_pylist()
+
+    assert done == Ingested("departures", 1, 0, 0, 0, {3: 5}, whole=True)
+    assert len(rows) == 1
+    assert (rows[0]["_topic"], rows[0]["_partition"], rows[0]["_offset"]) == ("flights.departures", 3, 5)
+    assert [rows[0][name].isoformat() for name in ("event_timestamp", "_create_time", "_landed_at")] == [
+        "2013-01-01T12:00:00+00:00",
+        "1970-01-01T00:00:01.005000+00:00",
+        "1970-01-01T00:00:02.005000+00:00",
+    ]
+    assert (rows[0]["flight"], rows[0]["dep_delay"].hex()) == (2**60 + 1, (0.1).hex())
+
+
+def test_only_what_is_new_is_read(land: Any, take: Any, tmp_path: Path) -> None:
+    """A second run adds what landed since, in old partitions and new ones; a third finds nothing and commits nothing."""
+    land((0, 0, departure()), (0, 1, departure()), (1, 7, departure()))
+    take(STREAM, "departures")
+    land((0, 2, departure()), (2, 0, departure()))
+
+    assert take(STREAM, "departures") == Ingested("departures", 2, 0, 0, 1, {0: 2, 1: 7, 2: 0}, whole=False)
+    assert take(STREAM, "departures") == Ingested("departures", 0, 0, 0, 1, {0: 2, 1: 7, 2: 0}, whole=False)
+    assert offsets(tmp_path) == [(0, 0), (0, 1), (0, 2), (1, 7), (2, 0)]
+    assert high_watermarks(STREAM, plans.LANDING, str(tmp_path), 0) == {0: 1, 1: 7}
+
+
+def test_duplicates_fall_away(land: Any, take: Any, tmp_path: Path) -> None:
+    """An event that landed twice is one row, in one extract and across runs."""
+    land((0, 0, departure()), (0, 0, departure()), (0, 1, departure()))
+    assert take(STREAM, "departures").duplicates == 1
+    land((0, 1, departure()), (0, 2, departure()), (0, 2, departure()))
+    take(STREAM, "departures")
+
+    assert offsets(tmp_path) == [(0, 0), (0, 1), (0, 2)]
+    assert take(STREAM, "departures").rows == 0
+
+
+def test_an_older_offset_that_lands_late_is_not_lost(land: Any, take: Any, tmp_path: Path) -> None:
+    """A file-based connector may land offsets out of order; rejected ones are known, too, and not rejected twice."""
+    land((0, 3, departure()), (0, 1, {"flight": "x"}), (1, 0, departure()))
+    take(STREAM, "departures")
+    land((0, 2, departure()))
+    late = take(STREAM, "departures")
+
+    assert (late.rows, late.rejected, late.watermark, late.whole) == (1, 0, {0: 3, 1: 0}, False)
+    assert offsets(tmp_path) == [(0, 2), (0, 3), (1, 0)]
+    assert take(STREAM, "departures").version == late.version
+
+
+def test_bad_messages_lie_beside_with_their_reasons(land: Any, take: Any, tmp_path: Path) -> None:
+    """They count, move the watermark, and are found in a table of their own."""
+    land((0, 0, departure()), (0, 1, None), (0, 2, {"flight": "x"}), (0, 3, "text"))
+    done = take(STREAM, "departures")
+    rejected = DeltaTable(str(tmp_path / "departures__rejected")).to_pyarrow_table().sort_by("_offset").to_pylist()
+
+    assert (done.rows, done.rejected, done.watermark) == (1, 3, {0: 3})
+    assert [row["_offset"] for row in rejected] == [1, 2, 3]
+    assert [row["reason"] for row in rejected] == [
+        "tombstone (null value)",
+        'field flight: "x" is not Int64',
+        'not JSON: an object was expected, not "text"',
+    ]
+    assert rejected[1]["content"] == b'{"flight":"x"}'
+
+
+def test_only_bad_messages_still_move_the_watermark(land: Any, take: Any, tmp_path: Path) -> None:
+    """A run without a good message commits its watermark, so that it is not repeated for ever."""
+    land((0, 0, departure()))
+    take(STREAM, "departures")
+    land((0, 1, None))
+
+    assert take(STREAM, "departures") == Ingested("departures", 0, 1, 0, 1, {0: 1}, whole=False)
+    assert take(STREAM, "departures").version == 1
+    assert len(read_rows(STREAM, STREAM.views[0], str(tmp_path)).timestamp) == 1
+
+
+def test_other_topics_in_the_table_are_others(land: Any, take: Any, tmp_path: Path) -> None:
+    """A landing table may hold several topics; a source is one of them."""
+    land((0, 0, departure()))
+    land((0, 9, departure()), topic="other")
+
+    assert take(STREAM, "departures").watermark == {0: 0}
+    assert offsets(tmp_path) == [(0, 0)]
+
+
+def test_a_crash_leaves_nothing_half_done(
+    land: Any, take: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that fails in the middle changes nothing; the next one does all its work, and rejects nothing twice."""
+    land((0, 0, departure()), (0, 1, None))
+    take(STREAM, "departures")
+    land(*[(0, offset, departure()) for offset in range(2, 7)], (0, 7, None))
+    monkeypatch.setattr(extraction, "_SLICE", 2)
+
+    def failing(_source: str, done: int, _total: int | None) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take(STREAM, "departures", progress=failing)
+    assert offsets(tmp_path) == [(0, 0)]
+
+    whole = extraction.write_table
+
+    def crash_before_the_last_commit(uri: str, name: str, *arguments: Any, **options: Any) -> int:
+        if name == "departures":
+            for _ in arguments[2]:
+                pass
+            raise KeyboardInterrupt
+        return whole(uri, name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "write_table", crash_before_the_last_commit)
+        with pytest.raises(KeyboardInterrupt):
+            take(STREAM, "departures")
+    assert offsets(tmp_path) == [(0, 0)]
+
+    assert take(STREAM, "departures").rows == 5
+    assert offsets(tmp_path) == [(0, offset) for offset in (0, *range(2, 7))]
+    rejected = DeltaTable(str(tmp_path / "departures__rejected")).to_pyarrow_table()
+    assert sorted(rejected["_offset"].to_pylist()) == [1, 7]
+
+
+def test_a_changed_message_needs_a_whole_extraction(land: Any, take: Any, tmp_path: Path) -> None:
+    """Rows that were decoded under other fields are never mixed; --full reads all again, and old versions stay."""
+    land((0, 0, departure(gate="B12")))
+    take(STREAM, "departures")
+    source = dataclasses.replace(plans.LANDING, message=(*plans.MESSAGE, Field("gate", "String")))
+    changed = Plan("flights", (source,), (hashed_view(plans.latest_stream_view(), source),), (), ())
+
+    with pytest.raises(NotReadyError, match="run: tally ingest --full departures"):
+        take(changed, "departures")
+    done = take(changed, "departures", full=True)
+
+    assert (done.rows, done.version, done.whole) == (1, 1, True)
+    assert DeltaTable(str(tmp_path / "departures")).to_pyarrow_table()["gate"].to_pylist() == ["B12"]
+    assert len(read_rows(STREAM, STREAM.views[0], str(tmp_path), version=0).timestamp) == 1
+
+
+def test_an_empty_landing_table(land: Any, take: Any, tmp_path: Path) -> None:
+    """Nothing landed yet: the offline table is there, empty."""
+    assert take(STREAM, "departures") == Ingested("departures", 0, 0, 0, 0, {}, whole=True)
+    assert len(read_rows(STREAM, STREAM.views[0], str(tmp_path)).timestamp) == 0
+    land((0, 0, departure()))
+    assert take(STREAM, "departures").rows == 1
+
+
+def test_progress_reaches_the_total(land: Any, take: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers can draw a bar."""
+    monkeypatch.setattr(extraction, "_SLICE", 2)
+    land(*[(0, offset, departure()) for offset in range(5)])
+    seen: list[tuple[str, int, int | None]] = []
+    take(STREAM, "departures", progress=lambda *step: seen.append(step))
+
+    assert seen == [("departures", 2, 5), ("departures", 4, 5), ("departures", 5, 5)]
+
+
+# Batch tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weather(run: Callable[..., Any]) -> Callable[..., None]:
+    """Inserts rows (origin, event_timestamp, created, temp, reading) into a warehouse table."""
+    run(
+        'CREATE TABLE "WEATHER" (ORIGIN VARCHAR, EVENT_TIMESTAMP TIMESTAMP_NTZ, CREATED TIMESTAMP_NTZ, '
+        "TEMP FLOAT, READING NUMBER(38,0), SKY VARCHAR)"
+    )
+
+    def insert(*rows: tuple[Any, ...]) -> None:
+        for row in rows:
+            run('INSERT INTO "WEATHER" VALUES (%s, %s, %s, %s, %s, NULL)', row)
+
+    return insert
+
+
+def row(origin: str, created: str | None, temp: float | None = 1.0, reading: int | None = None) -> tuple[Any, ...]:
+    """A row of the weather table at noon."""
+    return origin, "2013-01-01 12:00:00", None if created is None else f"2013-01-01 {created}", temp, reading
+
+
+def origins(uri: Path) -> list[str]:
+    """The origin of every row that the store has."""
+    found: list[str] = DeltaTable(str(uri / "weather")).to_pyarrow_table()["origin"].to_pylist()
+    return sorted(found)
+
+
+def test_warehouse_rows_keep_their_values(weather: Any, take: Any, tmp_path: Path) -> None:
+    """Big integers, floats and nulls, timestamps above all, come as they are; names are found in the other case."""
+    weather(row("JFK", "12:30:00.123456", 0.1, 2**60 + 1), row("LGA", None, None, None))
+    done = take(WEATHER, "weather")
+    rows = read_rows(WEATHER, WEATHER.views[0], str(tmp_path))
+    by_origin = dict(zip(rows.columns["origin"].to_list(), range(2), strict=True))
+    jfk, lga = by_origin["JFK"], by_origin["LGA"]
+
+    assert (done.rows, done.watermark, done.whole) == (2, 1_357_043_400_123_456, True)
+    assert rows.columns["reading"].to_list()[jfk] == 2**60 + 1
+    assert rows.columns["temp"].to_list()[jfk].hex() == (0.1).hex()
+    assert [rows.columns[name].to_list()[lga] for name in ("temp", "reading", "created")] == [None, None, None]
+
+
+def test_ties_at_the_watermark_are_neither_lost_nor_doubled(weather: Any, take: Any, tmp_path: Path) -> None:
+    """Rows with the greatest created time are read again and recognised, each as often as it is there."""
+    weather(row("A", "12:00:00"), row("B", "13:00:00"), row("B", "13:00:00"), row("N", None))
+    assert take(WEATHER, "weather").rows == 4
+    weather(row("C", "13:00:00"), row("B", "13:00:00"), row("M", None), row("D", "14:00:00"))
+    second = take(WEATHER, "weather")
+
+    assert (second.rows, second.whole) == (4, False)
+    assert origins(tmp_path) == ["A", "B", "B", "B", "C", "D", "M", "N"]
+    third = take(WEATHER, "weather")
+    assert (third.rows, third.version) == (0, second.version)
+
+
+def test_rows_behind_the_watermark_are_not_lost(weather: Any, take: Any, tmp_path: Path) -> None:
+    """A backfill or a deletion changes the number of older rows, and then the table is read whole."""
+    weather(row("A", "12:00:00"), row("B", "13:00:00"))
+    take(WEATHER, "weather")
+    weather(row("LATE", "11:00:00"))
+    done = take(WEATHER, "weather")
+
+    assert (done.rows, done.whole) == (3, True)
+    assert origins(tmp_path) == ["A", "B", "LATE"]
+    assert len(read_rows(WEATHER, WEATHER.views[0], str(tmp_path), version=0).timestamp) == 2
+
+
+def test_deleted_rows_go(weather: Any, run: Any, take: Any, tmp_path: Path) -> None:
+    """The store follows a deletion behind the watermark."""
+    weather(row("A", "12:00:00"), row("B", "13:00:00"))
+    take(WEATHER, "weather")
+    run("DELETE FROM \"WEATHER\" WHERE ORIGIN = 'A'")
+
+    assert take(WEATHER, "weather").whole
+    assert origins(tmp_path) == ["B"]
+
+
+def test_an_empty_warehouse_table(weather: Any, take: Any, tmp_path: Path) -> None:
+    """The offline table is there, empty; rows that come later are taken."""
+    assert (take(WEATHER, "weather").rows, origins(tmp_path)) == (0, [])
+    weather(row("A", "12:00:00"))
+    take(WEATHER, "weather")
+    assert origins(tmp_path) == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "complaint"),
+    [
+        ("ORIGIN VARCHAR", r"Table .*\"WEATHER\" has no column \w+, which source weather needs; it has ORIGIN"),
+        (
+            "ORIGIN VARCHAR, EVENT_TIMESTAMP TIMESTAMP_NTZ, CREATED TIMESTAMP_NTZ, TEMP VARCHAR, READING INT, SKY VARCHAR",
+            r"Column temp of .*\"WEATHER\" holds string values that do not fit Float64",
+        ),
+        (
+            "ORIGIN VARCHAR, EVENT_TIMESTAMP TIMESTAMP_NTZ, CREATED TIMESTAMP_NTZ, TEMP FLOAT, READING FLOAT, SKY VARCHAR",
+            r"Column reading of .*\"WEATHER\" holds double values that do not fit Int64",
+        ),
+    ],
+)
+def test_columns_that_do_not_fit(run: Any, take: Any, tmp_path: Path, declared: str, complaint: str) -> None:
+    """A missing column, a wrong type or a fraction for an integer is named with its table, and nothing is written."""
+    run(f'CREATE TABLE "WEATHER" ({declared})')
+    values = ["'x'", "'2013-01-01'", "'2013-01-01'", "1", "1.5", "'x'"][: declared.count(",") + 1]
+    run(f'INSERT INTO "WEATHER" VALUES ({", ".join(values)})')
+
+    with pytest.raises(DataError, match=complaint):
+        take(WEATHER, "weather")
+    assert offline.open_table(str(tmp_path), "weather") is None
+
+
+def test_views_that_disagree_about_a_column() -> None:
+    """One column cannot have two dtypes."""
+    view = plans.weather_view()
+    columns = tuple(Field("temp", "String") if f.name == "temp" else f for f in view.columns)
+    other: View = dataclasses.replace(view, name="other", columns=columns)
+
+    with pytest.raises(DataError, match="temp of WEATHER is Float64 in weather_now and String in other"):
+        offline.source_fields(plans.plan_of(view, other), plans.BATCH)
+
+
+@pytest.mark.usefixtures("run")
+def test_a_missing_table(take: Any) -> None:
+    """The error names it as it was asked for."""
+    with pytest.raises(DataError, match=r"Snowflake has no table \"WEATHER\" that this role may read"):
+        take(WEATHER, "weather")
+
+
+def test_a_table_with_an_address(weather: Any, services: Settings, take: Any, tmp_path: Path) -> None:
+    """Database and schema of the source win over the connection's."""
+    weather(row("A", "12:00:00"))
+    source: Source = dataclasses.replace(
+        plans.BATCH, database=services.snowflake_database, schema=services.snowflake_schema
+    )
+    take(Plan("flights", (source,), WEATHER.views, (), ()), "weather")
+
+    assert origins(tmp_path) == ["A"]
+
+
+def test_snowflake_is_away(services: Settings, tmp_path: Path) -> None:
+    """The error names the account and the variable, and not the password."""
+    arguments = services.snowflake_connect_args() | {"port": 1, "login_timeout": 1, "password": "secret"}
+
+    with pytest.raises(UnavailableError, match="check SNOWFLAKE_ACCOUNT") as raised:
+        ingest(WEATHER, None, arguments, str(tmp_path))
+    assert "secret" not in str(raised.value)
+
+
+def test_names_are_quoted() -> None:
+    """A name is one identifier, whatever is in it."""
+    assert quoted('a"; DROP TABLE b') == '"a""; DROP TABLE b"'
+    for name in ("", "a\0", "a\nb"):
+        with pytest.raises(DataError, match="cannot be the name"):
+            quoted(name)
