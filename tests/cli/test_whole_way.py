@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+
+from infra.local import embedded
+from infra.local.snowflake_load import connected, load_table
+from infra.settings import Settings
+from serving_client import FeatureClient
+from tally.layout import views_key
+from tests.cli.conftest import Tally, small_plan
+
+LANDED = "INSERT INTO RIDES SELECT PARSE_JSON(%s), PARSE_JSON(%s)"
+MIDNIGHT = 1_700_006_400_000_000
+MINUTE = 60_000_000
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Redis and the Snowflake emulator, with three rides that landed (one twice, one unreadable) and some weather."""
+    with embedded(tmp_path_factory.mktemp("services"), ("redis", "snowflake")) as settings:
+        with connected(settings) as connection:
+            cursor = connection.cursor()
+            cursor.execute("CREATE TABLE RIDES (RECORD_METADATA VARIANT, RECORD_CONTENT VARIANT)")
+            for offset, content in ((0, ride(1, "2.5")), (1, ride(2, "0.1")), (1, ride(2, "0.1")), (2, ride(3, '"x"'))):
+                metadata = f'{{"topic":"rides","partition":0,"offset":{offset},"CreateTime":{MIDNIGHT // 1000}}}'
+                cursor.execute(LANDED, (metadata, content))
+        instant = pa.array([MIDNIGHT], pa.timestamp("us", "UTC"))
+        load_table(settings, "HOURLY_WEATHER", pa.table({"city": ["Rome"], "temp": [20.5], "event_timestamp": instant}))
+        yield settings
+
+
+def ride(minute: int, fare: str) -> str:
+    """A message of topic `rides`."""
+    return f'{{"city":"Rome","event_timestamp":"2023-11-15T00:{minute:02}:00Z","fare":{fare}}}'
+
+
+def test_ingest_bootstrap_export(
+    tally: Tally, repo: Path, tmp_path: Path, services: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Snowflake to Redis and to a training set; what was new, doubled and unreadable is shown; a second run adds nothing."""
+    for name, value in services.model_dump().items():
+        if name.startswith(("snowflake_", "redis_")) and value:
+            monkeypatch.setenv(name.upper(), getattr(value, "get_secret_value", lambda v=value: str(v))())
+    monkeypatch.setenv("TALLY_OFFLINE_URI", str(tmp_path / "offline"))
+    labels = pa.table(
+        {
+            "ride": ["late", "early"],
+            "city": ["Rome", "Rome"],
+            "event_timestamp": pa.array([MIDNIGHT + 2 * MINUTE, MIDNIGHT], pa.timestamp("us", "UTC")),
+        }
+    )
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    out = tmp_path / "training.parquet"
+
+    first = tally("ingest", "--repo", repo)
+    again = tally("ingest", "RIDES", "--repo", repo)
+    bootstrapped = tally("bootstrap", "--repo", repo)
+    exported = tally("export", "fare", "--labels", tmp_path / "labels.parquet", "--out", out, "--repo", repo)
+    by_name = {line.split()[0]: line.split()[1:] for line in first.out.splitlines() if line}
+    trained = pq.read_table(out).to_pydict()
+
+    assert [one.code for one in (first, again, bootstrapped, exported)] == [0, 0, 0, 0]
+    assert by_name["rides"][:3] == ["2", "1", "1"]
+    assert by_name["weather"][:3] == ["1", "0", "0"]
+    assert "rides__rejected" in first.out
+    assert again.out.splitlines()[1].split()[:2] == ["rides", "0"]
+    assert "rides_by_city: 1 keys" in bootstrapped.out
+    assert f"{out}: 2 rows" in exported.out
+    assert trained["ride"] == ["late", "early"]
+    assert trained["fare_sum_1h"] == [2.6, None]
+    assert trained["temp"] == [20.5, 20.5]
+
+    plan = small_plan()
+    with redis.Redis.from_url(services.redis_url) as store:
+        assert store.hkeys(views_key(plan.project)) == [f"rides_by_city@{plan.view('rides_by_city').hash}".encode()]
+        served = FeatureClient(store, plan.for_service("fare")).get([{"city": "Rome"}], as_of=MIDNIGHT + 2 * MINUTE)
+    assert served.to_dict()["fare_sum_1h"] == [2.6]
