@@ -97,7 +97,9 @@ def aggregate(aggregation: Aggregation, events: Sequence[Event], as_of: int) -> 
         return sum(values) if aggregation.dtype == "Int64" else math.fsum(values)
     if aggregation.function == "std":
         return statistics.stdev([Fraction(value) for value in values])
-    return {"min": min, "max": max, "first": lambda v: v[0], "last": lambda v: v[-1]}[aggregation.function](values)
+    if aggregation.function in ("first", "last"):
+        return values[0 if aggregation.function == "first" else -1]
+    return min(values) if aggregation.function == "min" else max(values)
 
 
 def bits(value: Any) -> Any:

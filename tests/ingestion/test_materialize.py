@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,10 @@ _weather = st.lists(
 )
 
 
+def _micros(moment: datetime | None) -> int:
+    return 0 if moment is None else (moment - to_datetime(0)) // timedelta(microseconds=1)
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=_weather, end=st.sampled_from([NOON - 1, NOON + 1, NOON + 9]))
 def test_latest_rows_equal_a_plain_loop(
@@ -94,9 +98,9 @@ def test_latest_rows_equal_a_plain_loop(
 
     best: dict[str, tuple[Any, ...]] = {}
     for row in rows:
-        at, made = ((row[name] - to_datetime(0)) // timedelta(microseconds=1) if row[name] else 0 for name in ("event_timestamp", "created"))  # fmt: skip
+        at, made = (_micros(row[name]) for name in ("event_timestamp", "created"))
         fields = {f.name: column(f.dtype, [row.get(f.name)]) for f in view.fields}
-        packed = view.row_layout.pack(*(np.array([v]) for v in (at, made, 0)), fields)[0]
+        packed = view.row_layout.pack(np.array([at]), np.array([made]), np.array([0]), fields)[0]
         if at <= end:
             best[row["origin"]] = max(best.get(row["origin"], ()), (at, made, packed))
     escaped = {"JFK": b"JFK", "LGA": b"LGA", "a|b\\": b"a\\|b\\\\"}

@@ -183,7 +183,7 @@ _mangled = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.one_of(_spelt, _spelt, _garbage, _mangled), max_size=12))
 def test_a_message_is_read_the_same_alone_and_in_a_batch(messages: list[bytes | None]) -> None:
     """Whatever is in the batch, each message has the bits and the reason that it has alone; garbage never crashes."""
@@ -193,7 +193,7 @@ def test_a_message_is_read_the_same_alone_and_in_a_batch(messages: list[bytes | 
         assert _bits(decode(FIELDS, [message]), 0) == _bits(together, row)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.fixed_dictionaries(

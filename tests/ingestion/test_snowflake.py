@@ -196,7 +196,7 @@ def test_a_crash_leaves_nothing_half_done(
         take(STREAM, "departures", progress=failing)
     assert offsets(tmp_path) == [(0, 0)]
 
-    whole = extraction.write_table
+    whole = offline.write_table
 
     def crash_before_the_last_commit(uri: str, name: str, *arguments: Any, **options: Any) -> int:
         if name == "departures":
