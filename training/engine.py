@@ -19,7 +19,7 @@ from tally import functions
 from tally.columns import Column, concatenate, nulls
 from tally.errors import DataError, DefinitionError
 from tally.plan import Input, Plan, RequestFunction, Service, View, ViewUse
-from training.join import MODES, Ask, Mode, join, split_labels, split_rows
+from training.join import MODES, Ask, Mode, Seen, join, split_labels, split_rows
 from training.timeline import Positions
 
 Progress = Callable[[int, int], None]
@@ -71,7 +71,7 @@ def features(
     pinned = _pinned(plan, service, offline_uri, versions or {})
     if len(as_of) == 0:
         return Features({f.name: nulls(f.dtype, 0) for f in service.outputs}, pinned, {})
-    asks = _asks(service, calls, labels, as_of, visibility, evidence)
+    asks = _asks(plan, service, calls, labels, as_of, visibility, evidence)
     client = client if client is not None else _active_client()
     parts = partitions or (sum(client.nthreads().values()) if client is not None else 1) or 1
     found, refused = _joined(plan, service, asks, offline_uri, pinned, client, parts, progress)
@@ -125,6 +125,7 @@ def _active_client() -> Any:
 
 
 def _asks(
+    plan: Plan,
     service: Service,
     calls: Sequence[_Call],
     labels: Mapping[str, Column],
@@ -132,25 +133,39 @@ def _asks(
     mode: Mode,
     evidence: Sequence[str] | None,
 ) -> list[Ask]:
-    parsed = None if evidence is None or mode == "event_time" else [json.loads(text) for text in evidence]
+    parsed = None if evidence is None or mode == "event_time" else _parsed(evidence)
     asks = []
     for position, use in enumerate(service.views):
         read = [feature for call in calls for _, origin, feature in call.inputs if origin == position]
         wanted = tuple(dict.fromkeys([feature for feature, _ in use.features] + read))
-        seen = None if parsed is None else _evidence_of(use, parsed)
+        seen = None if parsed is None else _evidence_of(plan, use, parsed)
         asks.append(Ask([labels[name] for name in use.keys], as_of, wanted, mode, seen))
     return asks
 
 
-def _evidence_of(use: ViewUse, parsed: Sequence[Any]) -> list[Any]:
-    seen = []
-    for row, entry in enumerate(parsed):
-        if not isinstance(entry, dict) or use.name not in entry:
+def _parsed(evidence: Sequence[str]) -> list[Any]:
+    entries = []
+    for row, text in enumerate(evidence):
+        try:
+            entries.append(json.loads(text))
+        except ValueError as error:
             raise DataError(
-                f"The evidence of label row {row} says nothing of {use.name}; it must come from this service's answers."
+                f"The evidence of label row {row} is not JSON ({error}); keep it as it was served."
+            ) from error
+    return entries
+
+
+def _evidence_of(plan: Plan, use: ViewUse, parsed: Sequence[Any]) -> list[Seen]:
+    kind = "fences" if plan.view(use.view).kind == "window" else "version"
+    seen: list[Seen] = []
+    for row, entry in enumerate(parsed):
+        known = isinstance(entry, dict) and use.name in entry
+        one = entry[use.name] if known else None
+        if not known or (one is not None and kind not in one):
+            raise DataError(
+                f"The evidence of label row {row} has no {kind} of {use.name}; it must come from this service's answers."
             )
-        one = entry[use.name]
-        if one is not None and "fences" in one:
+        if one is not None and kind == "fences":
             one = {"fences": {int(partition): offset for partition, offset in one["fences"].items()}}
         seen.append(one)
     return seen
@@ -239,11 +254,12 @@ def _run(tasks: Sequence[Delayed], client: Any, progress: Progress | None) -> li
 def _run_on_cluster(tasks: Sequence[Delayed], client: Any, progress: Progress | None) -> list[Any]:
     from distributed import as_completed  # noqa: PLC0415 - as above
 
-    futures = client.compute(list(tasks))
-    if progress is not None:
-        for done, _ in enumerate(as_completed(futures), start=1):
-            progress(done, len(futures))
-    return list(client.gather(futures))
+    with client.as_current():
+        futures = client.compute(list(tasks))
+        if progress is not None:
+            for done, _ in enumerate(as_completed(futures), start=1):
+                progress(done, len(futures))
+        return list(client.gather(futures))
 
 
 def _answered(

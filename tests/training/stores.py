@@ -1,0 +1,197 @@
+"""A small project whose tables are real Delta tables: weather by airport (warehouse) and departures by carrier (messages)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ingestion.arrow import from_columns
+from ingestion.offline import IDENTITY, Extracted, open_table, source_hash, write_table
+from tally.columns import column
+from tally.functions import describe
+from tally.plan import (
+    Field,
+    FunctionUse,
+    Input,
+    Plan,
+    RequestFunction,
+    Service,
+    Source,
+    View,
+    ViewUse,
+    hashed_service,
+    hashed_view,
+)
+from tally.tiles import Aggregation
+from tally.time import HOUR, MINUTE
+from tally.windows import Window
+from tests.oracle import Event
+
+SERVICE = "delay"
+MESSAGE = (Field("event_timestamp", "UnixTimestamp"), Field("carrier", "String"), Field("delay", "Float64"))
+WEATHER = Source("weather", "WEATHER", "", "", "event_timestamp", "created", "", ())
+DEPARTURES = Source("departures", "DEPARTURES", "", "", "event_timestamp", "", "departures", MESSAGE)
+
+
+def against(mean: Any, temp: Any, limit: Any) -> dict[str, Any]:
+    """A request function of a window, a latest row and a field of the request."""
+    return {"above": mean > limit, "warm": np.where(np.isnan(temp), 0.0, temp) * 2.0}
+
+
+def weather_view() -> View:
+    """The weather at an airport, for six hours."""
+    columns = (
+        Field("origin", "String"),
+        Field("temp", "Float64"),
+        Field("reading", "Int64"),
+        Field("sky", "String"),
+        Field("event_timestamp", "UnixTimestamp"),
+        Field("created", "UnixTimestamp"),
+    )
+    return hashed_view(
+        View(
+            name="weather_now",
+            kind="latest",
+            source="weather",
+            keys=columns[:1],
+            fields=columns[1:4],
+            columns=columns,
+            timestamp="event_timestamp",
+            created="created",
+            ttl=6 * HOUR,
+            online=True,
+            stream=False,
+            function=None,
+            aggregations=(),
+        ),
+        WEATHER,
+    )
+
+
+def delays_view() -> View:
+    """What a carrier's departures were like in the last hour and the last six."""
+    hour, six = Window(HOUR, 5 * MINUTE), Window(6 * HOUR, 30 * MINUTE)
+    aggregations = (
+        Aggregation("delay_count_1h", "delay", "Float64", "count", hour, "Int64"),
+        Aggregation("delay_mean_1h", "delay", "Float64", "mean", hour, "Float64"),
+        Aggregation("delay_std_6h", "delay", "Float64", "std", six, "Float64"),
+        Aggregation("delay_max_6h", "delay", "Float64", "max", six, "Float64"),
+    )
+    return hashed_view(
+        View(
+            name="delays",
+            kind="window",
+            source="departures",
+            keys=MESSAGE[1:2],
+            fields=tuple(Field(a.feature, a.output) for a in aggregations),
+            columns=MESSAGE,
+            timestamp="event_timestamp",
+            created="",
+            ttl=0,
+            online=True,
+            stream=True,
+            function=None,
+            aggregations=aggregations,
+        ),
+        DEPARTURES,
+    )
+
+
+def make_plan() -> Plan:
+    """One service that uses the weather twice (where the flight leaves, where it lands) and a window."""
+    views = (weather_view(), delays_view())
+    function = RequestFunction(
+        "against",
+        describe(against),
+        (
+            Input("mean", "Float64", "delays", "delay_mean_1h"),
+            Input("temp", "Float64", "there", "temp"),
+            Input("limit", "Float64", "", "limit"),
+        ),
+        (Field("above", "Bool"), Field("warm", "Float64")),
+    )
+    uses = (
+        ViewUse(
+            "delays", "delays", ("carrier",), tuple((f.name, f.name) for f in views[1].fields if "mean" not in f.name)
+        ),
+        ViewUse("weather_now", "weather_now", ("origin",), (("temp", "temp"), ("reading", "reading"), ("sky", "sky"))),
+        ViewUse("weather_now", "there", ("dest",), (("reading", "there__reading"),)),
+    )
+    outputs = (
+        Field("warm", "Float64"),
+        Field("temp", "Float64"),
+        Field("reading", "Int64"),
+        Field("sky", "String"),
+        Field("there__reading", "Int64"),
+        *(f for f in views[1].fields if "mean" not in f.name),
+        Field("above", "Bool"),
+    )
+    keys = (Field("carrier", "String"), Field("origin", "String"), Field("dest", "String"))
+    service = Service(
+        SERVICE,
+        uses,
+        (FunctionUse("against", (("warm", "warm"), ("above", "above"))),),
+        keys,
+        (Field("limit", "Float64"),),
+        outputs,
+    )
+    plan = Plan("flights", (WEATHER, DEPARTURES), views, (function,), ())
+    return Plan("flights", plan.sources, views, plan.functions, (hashed_service(service, plan),))
+
+
+PLAN = make_plan()
+
+
+def land_weather(offline_uri: str, events: Sequence[Event]) -> int:
+    """Append weather rows; the version that this made."""
+    return _append(offline_uri, WEATHER, _typed(PLAN.view("weather_now").columns, events))
+
+
+def land_departures(offline_uri: str, events: Sequence[Event]) -> int:
+    """Append messages, each with its partition (a), offset (b) and CreateTime (arrival); the version that this made."""
+    arrival = [e.arrival for e in events]
+    identity = [["departures"] * len(events), [e.a for e in events], [e.b for e in events], arrival, arrival]
+    table = _typed(MESSAGE, events)
+    for field, values in reversed(list(zip(IDENTITY, identity, strict=True))):
+        table = table.add_column(0, field, pa.array(values).cast(field.type))
+    return _append(offline_uri, DEPARTURES, table)
+
+
+def _typed(fields: Sequence[Field], events: Sequence[Event]) -> pa.Table:
+    return from_columns({f.name: column(f.dtype, [e.values[f.name] for e in events]) for f in fields})
+
+
+def _append(offline_uri: str, source: Source, table: pa.Table) -> int:
+    known = Extracted(source_hash(PLAN, source), offsets={}, landed={}, instant=None).to_metadata()
+    return write_table(
+        offline_uri,
+        source.name,
+        open_table(offline_uri, source.name),
+        table.schema,
+        table.to_batches(),
+        overwrite=False,
+        metadata=known,
+    )
+
+
+def weather(origin: str, at: int, created: int, temp: float | None, reading: int | None, sky: str | None) -> Event:
+    """A warehouse row."""
+    values = {"origin": origin, "temp": temp, "reading": reading, "sky": sky, "event_timestamp": at, "created": created}
+    return Event(at, created, 0, created, values)
+
+
+def departure(carrier: str, at: int, delay: float | None, partition: int, offset: int, arrival: int) -> Event:
+    """A message."""
+    return Event(at, partition, offset, arrival, {"carrier": carrier, "delay": delay, "event_timestamp": at})
+
+
+def write_repo(folder: Path) -> Path:
+    """A feature repository after `feast apply`, as far as training sees it."""
+    repo = folder / "features"
+    (repo / "data").mkdir(parents=True)
+    (repo / "data" / "plan.json").write_text(PLAN.to_json())
+    return repo
