@@ -3,6 +3,17 @@
 -- The bytes are those of tally/layout.py and tally/tiles.py. Lua's numbers are exact to 2^53, so 64-bit integers that may
 -- be larger are held and compared as (high, low) halves of 32 bits; counts and Kafka offsets are plain numbers.
 
+-- Locals are faster than globals, and these are called for every record. Lua's libraries are not there yet while this
+-- one is being loaded, so they are bound when a function is called.
+local read, write, sub, byte, floor
+
+local function bound(callback)
+  return function(keys, args)
+    read, write, sub, byte, floor = struct.unpack, struct.pack, string.sub, string.byte, math.floor
+    return callback(keys, args)
+  end
+end
+
 local LATEST_FORMAT, TILES_FORMAT = 1, 2
 local HALF = 4294967296
 local LOWEST_HIGH = -2147483648
@@ -18,17 +29,17 @@ end
 -- Bytewise; Lua's own < on strings obeys the server's locale.
 local function bytes_less(one, other)
   for i = 1, math.min(#one, #other) do
-    local x, y = string.byte(one, i), string.byte(other, i)
+    local x, y = byte(one, i), byte(other, i)
     if x ~= y then return x < y end
   end
   return #one < #other
 end
 
 local function check(value, format, tag, key)
-  if string.byte(value, 1) ~= format then fail('TALLYFORMAT', key) end
-  local stored = string.sub(value, 2, 9)
+  if byte(value, 1) ~= format then fail('TALLYFORMAT', key) end
+  local stored = sub(value, 2, 9)
   if stored ~= tag then
-    fail('TALLYTAG', (string.gsub(stored, '.', function(c) return string.format('%02x', string.byte(c)) end)) .. ' ' .. key)
+    fail('TALLYTAG', (string.gsub(stored, '.', function(c) return string.format('%02x', byte(c)) end)) .. ' ' .. key)
   end
 end
 
@@ -48,12 +59,12 @@ local function put_latest(keys, args)
   local key, value = keys[1], args[1]
   local stored = redis.call('GET', key)
   if stored then
-    check(stored, LATEST_FORMAT, string.sub(value, 2, 9), key)
+    check(stored, LATEST_FORMAT, sub(value, 2, 9), key)
     if stored == value then return 0 end
     local ordered = false
     for position = 10, 26, 8 do
-      local low, high = struct.unpack('<I4i4', value, position)
-      local stored_low, stored_high = struct.unpack('<I4i4', stored, position)
+      local low, high = read('<I4i4', value, position)
+      local stored_low, stored_high = read('<I4i4', stored, position)
       if high ~= stored_high or low ~= stored_low then
         if less(high, low, stored_high, stored_low) then return 0 end
         ordered = true
@@ -99,7 +110,7 @@ local function compile(text)
   end
   local levels = {}
   for _, level in ipairs(document.levels) do
-    local length_high = math.floor(level[2] / HALF)
+    local length_high = floor(level[2] / HALF)
     table.insert(levels, { hop = level[1], length_high = length_high, length_low = level[2] - length_high * HALF })
   end
   return { size = document.size, format = table.concat(format), columns = columns, levels = levels }
@@ -123,14 +134,14 @@ end
 local function floor_divide(high, low, divisor)
   if high >= -1048576 and high < 1048576 then
     local number = high * HALF + low
-    local quotient = math.floor(number / divisor)
+    local quotient = floor(number / divisor)
     local remainder = number - quotient * divisor
     if remainder < 0 then
       quotient = quotient - 1
     elseif remainder >= divisor then
       quotient = quotient + 1
     end
-    local quotient_high = math.floor(quotient / HALF)
+    local quotient_high = floor(quotient / HALF)
     return quotient_high, quotient - quotient_high * HALF
   end
   if high < 0 then -- floor(a / b) = -1 - floor((-1 - a) / b)
@@ -171,13 +182,13 @@ local function search(value, start, size, from, count, level, high, low)
   local stop = count
   local middle = from
   while from < stop do
-    local its_level, its_low, its_high = struct.unpack('<BI4i4', value, start + middle * size)
+    local its_level, its_low, its_high = read('<BI4i4', value, start + middle * size)
     if its_level < level or (its_level == level and less(its_high, its_low, high, low)) then
       from = middle + 1
     else
       stop = middle
     end
-    middle = math.floor((from + stop) / 2)
+    middle = floor((from + stop) / 2)
   end
   return from
 end
@@ -222,28 +233,28 @@ local function merge_records(program, into, other)
 end
 
 -- How a delta's extents (u32 partition, i64 first offset, i64 last offset; by rising partition) lie to the stored fences:
--- the fences after it, or nil and, for each extent, the stored fence (-1: none) when some event of it was applied before.
+-- the fences after it; or, when some of its events were applied before, nil and 0 and each extent's stored fence (-1: none).
 local function raise_fences(value, count, extents)
-  local pieces, known, at, clear = {}, {}, 0, true
+  local pieces, known, at, clear = {}, { 0 }, 0, true
   for position = 1, #extents, EXTENT do
-    local partition, first, last = struct.unpack('<I4i8i8', extents, position)
+    local partition, first, last = read('<I4i8i8', extents, position)
     local fence = -1
     while at < count do
-      local stored, offset = struct.unpack('<I4i8', value, HEADER + 1 + at * FENCE)
+      local stored, offset = read('<I4i8', value, HEADER + 1 + at * FENCE)
       if stored > partition then break end
       at = at + 1
       if stored == partition then
         fence = offset
         break
       end
-      table.insert(pieces, struct.pack('<I4i8', stored, offset))
+      pieces[#pieces + 1] = write('<I4i8', stored, offset)
     end
-    table.insert(known, fence)
+    known[#known + 1] = fence
     if fence >= first then clear = false end
-    table.insert(pieces, struct.pack('<I4i8', partition, last))
+    pieces[#pieces + 1] = write('<I4i8', partition, last)
   end
   if not clear then return nil, known end
-  table.insert(pieces, string.sub(value, HEADER + 1 + at * FENCE, HEADER + count * FENCE))
+  pieces[#pieces + 1] = sub(value, HEADER + 1 + at * FENCE, HEADER + count * FENCE)
   return table.concat(pieces)
 end
 
@@ -257,25 +268,22 @@ end
 --                        send again what lies beyond
 local function merge_tiles(keys, args)
   local key, program, tag, extents, records = keys[1], program_of(args[1]), args[2], args[4], args[5]
-  local low, high = struct.unpack('<I4i4', args[3])
+  local low, high = read('<I4i4', args[3])
   local size = program.size
   local value = redis.call('GET', key)
   local stored_low, stored_high
   local count, start, total = 0, 1, 0
   if value then
     check(value, TILES_FORMAT, tag, key)
-    stored_low, stored_high, count = struct.unpack('<I4i4H', value, 10)
+    stored_low, stored_high, count = read('<I4i4H', value, 10)
     start = HEADER + 1 + count * FENCE
     total = (#value + 1 - start) / size
     if less(high, low, stored_high, stored_low) then high, low = stored_high, stored_low end
   end
   local fences, known = raise_fences(value or '', count, extents)
-  if not fences then
-    table.insert(known, 1, 0)
-    return known
-  end
+  if not fences then return known end
 
-  local pieces = { struct.pack('<B', TILES_FORMAT), tag, struct.pack('<I4i4H', low, high, #fences / FENCE), fences }
+  local pieces = { write('<B', TILES_FORMAT), tag, write('<I4i4H', low, high, #fences / FENCE), fences }
   local too_late = { 1 }
   local cursor, sent, sent_total = 0, 0, #records / size
   for position, level in ipairs(program.levels) do
@@ -285,32 +293,32 @@ local function merge_tiles(keys, args)
     if value then known_high, known_low = oldest_tile(level, stored_high, stored_low) end
     cursor = search(value, start, size, cursor, total, number, oldest_high, oldest_low)
     while sent < sent_total do
-      local its_level, its_low, its_high = struct.unpack('<BI4i4', records, sent * size + 1)
+      local its_level, its_low, its_high = read('<BI4i4', records, sent * size + 1)
       if its_level ~= number then break end
       if less(its_high, its_low, oldest_high, oldest_low) then
-        if value and less(its_high, its_low, known_high, known_low) then table.insert(too_late, sent) end
+        if value and less(its_high, its_low, known_high, known_low) then too_late[#too_late + 1] = sent end
       else
         local place = search(value, start, size, cursor, total, number, its_high, its_low)
         if place > cursor then
-          table.insert(pieces, string.sub(value, start + cursor * size, start + place * size - 1))
+          pieces[#pieces + 1] = sub(value, start + cursor * size, start + place * size - 1)
           cursor = place
         end
         local numbers
-        if cursor < total then numbers = { struct.unpack(program.format, value, start + cursor * size) } end
+        if cursor < total then numbers = { read(program.format, value, start + cursor * size) } end
         if numbers and numbers[1] == number and numbers[2] == its_low and numbers[3] == its_high then
-          merge_records(program, numbers, { struct.unpack(program.format, records, sent * size + 1) })
+          merge_records(program, numbers, { read(program.format, records, sent * size + 1) })
           numbers[#numbers] = nil -- struct.unpack adds the position after the record
-          table.insert(pieces, struct.pack(program.format, unpack(numbers)))
+          pieces[#pieces + 1] = write(program.format, unpack(numbers))
           cursor = cursor + 1
         else
-          table.insert(pieces, string.sub(records, sent * size + 1, (sent + 1) * size))
+          pieces[#pieces + 1] = sub(records, sent * size + 1, (sent + 1) * size)
         end
       end
       sent = sent + 1
     end
     local stop = search(value, start, size, cursor, total, position, LOWEST_HIGH, 0)
     if stop > cursor then
-      table.insert(pieces, string.sub(value, start + cursor * size, start + stop * size - 1))
+      pieces[#pieces + 1] = sub(value, start + cursor * size, start + stop * size - 1)
       cursor = stop
     end
   end
@@ -325,14 +333,14 @@ local function load_tiles(keys, args)
   local key, value = keys[1], args[1]
   local stored = redis.call('GET', key)
   if stored then
-    check(stored, TILES_FORMAT, string.sub(value, 2, 9), key)
+    check(stored, TILES_FORMAT, sub(value, 2, 9), key)
     local offsets = {}
-    for i = 0, struct.unpack('<H', value, 18) - 1 do
-      local partition, offset = struct.unpack('<I4i8', value, HEADER + 1 + i * FENCE)
+    for i = 0, read('<H', value, 18) - 1 do
+      local partition, offset = read('<I4i8', value, HEADER + 1 + i * FENCE)
       offsets[partition] = offset
     end
-    for i = 0, struct.unpack('<H', stored, 18) - 1 do
-      local partition, offset = struct.unpack('<I4i8', stored, HEADER + 1 + i * FENCE)
+    for i = 0, read('<H', stored, 18) - 1 do
+      local partition, offset = read('<I4i8', stored, HEADER + 1 + i * FENCE)
       if not offsets[partition] or offsets[partition] < offset then return 0 end
     end
   end
@@ -353,7 +361,7 @@ local function advance(keys, args)
   return redis.status_reply('OK')
 end
 
-redis.register_function('tally_put_latest', put_latest)
-redis.register_function('tally_merge_tiles', merge_tiles)
-redis.register_function('tally_load_tiles', load_tiles)
+redis.register_function('tally_put_latest', bound(put_latest))
+redis.register_function('tally_merge_tiles', bound(merge_tiles))
+redis.register_function('tally_load_tiles', bound(load_tiles))
 redis.register_function('tally_advance', advance)
