@@ -12,7 +12,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -155,6 +157,7 @@ class _Worker:
             reader = _Reader(view, source.topic, source.message, load(view.function) if view.function else None, writer)
             self._readers.setdefault(source.topic, []).append(reader)
         self._next: dict[Place, int] = {}
+        self._threads = ThreadPoolExecutor(max(map(len, self._readers.values()), default=1), "tally-view")
         self._failure: Exception | None = None
         self._last_error = ""
         self._back_off = 0.0
@@ -172,6 +175,7 @@ class _Worker:
         redis_store.load_library(self._redis)
         self._consumer = Consumer(
             {
+                "fetch.queue.backoff.ms": 10,  # a full queue is drained in less than librdkafka's second
                 **self._config,
                 "group.id": self._group,
                 "enable.auto.commit": False,
@@ -198,6 +202,7 @@ class _Worker:
             self.summary.seconds = time.monotonic() - started
             self._report()
             self._consumer.close()
+            self._threads.shutdown()
         return self.summary
 
     # What there is to read
@@ -406,10 +411,11 @@ class _Worker:
                 letters |= {(row, ""): reason for row, reason in decoded.bad.items()}
                 good = np.setdiff1d(good, np.fromiter(decoded.bad, np.int64, len(decoded.bad)))
                 columns = {name: column.take(good) for name, column in columns.items()}
-            for reader in readers:
-                if reader.fields != fields:
-                    continue
-                counts, reasons = self._apply_view(reader, columns, partition[good], offset[good])
+            alike = [reader for reader in readers if reader.fields == fields]
+            # One view computes while Redis merges another's deltas.
+            apply = partial(self._apply_view, columns=columns, partition=partition[good], offset=offset[good])
+            outcomes = self._threads.map(apply, alike)
+            for reader, (counts, reasons) in zip(alike, outcomes, strict=True):
                 counts.refused.update(reason.split(": ")[0] for reason in decoded.bad.values())
                 self.summary.views[reader.view.name].add(counts)
                 for row, reason in reasons.items():
