@@ -1,10 +1,26 @@
-"""How many random examples property tests try: few by default, many in `make test-long`."""
+"""What all tests share: how many random examples property tests try, and real services, started once for the session."""
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+from infra.local import embedded
+from infra.settings import Settings
 
 # No deadlines: these machines are shared, and a slow example is not a wrong one.
-settings.register_profile("fast", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("long", settings.get_profile("fast"), max_examples=2_000)
-settings.load_profile("fast")
+hypothesis_settings.register_profile(
+    "fast", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.register_profile("long", hypothesis_settings.get_profile("fast"), max_examples=2_000)
+hypothesis_settings.load_profile("fast")
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Redis, Kafka and the Snowflake emulator, whatever the environment names."""
+    with embedded(tmp_path_factory.mktemp("services")) as settings:
+        yield settings

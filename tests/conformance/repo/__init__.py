@@ -1,0 +1,1 @@
+"""The conformance suite's feature repository; tests copy it as the package `conformance_repo`."""
