@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, cast
@@ -120,28 +120,31 @@ def column(dtype: Dtype, data: Any, name: str = "column") -> Column:
     mask: Any = None
     if isinstance(data, np.ma.MaskedArray):
         mask, data = np.ma.getmaskarray(data), data.data
-    array = data if isinstance(data, np.ndarray) else _object_array(data)
-    if array.ndim != 1:
-        raise DataError(f"{name}: expected one dimension, got shape {array.shape}; return one value for each row.")
     try:
+        array = data if isinstance(data, np.ndarray) else _object_array(data)
+        if mask is not None and mask.any():
+            array = array.copy()
+            array[mask] = (
+                None if array.dtype.kind == "O" else np.zeros((), array.dtype)
+            )  # what is masked may be anything
         values, valid = _convert(dtype, array)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{name}: {error}; expected {dtype} values.") from error
+    except (TypeError, ValueError, OverflowError, DataError) as error:
+        raise DataError(f"{name}: {str(error).rstrip('.')}; expected {dtype} values.") from error
     if mask is not None:
         valid = valid & ~mask
     return canonical(dtype, values, valid)
 
 
 def _object_array(data: Any) -> Values:
+    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+        raise TypeError(f"{data!r} is one {type(data).__name__}, not one value for each row")
     items = list(data)
-    array = np.empty(len(items), object)
-    array[:] = items
-    return array
+    return np.fromiter(items, object, len(items))
 
 
 def _is_null(item: Any) -> bool:
     # NaN, NaT and pandas.NaT differ from themselves; pandas.NA cannot say whether it does.
-    if item is None:
+    if item is None or item is np.ma.masked:
         return True
     if isinstance(item, str | bytes | int):
         return False
@@ -152,16 +155,15 @@ def _is_null(item: Any) -> bool:
 
 
 def _convert(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
+    if array.ndim != 1:
+        raise ValueError(f"shape {array.shape} is not one dimension with one value for each row")
     kind = array.dtype.kind
     if kind == "O":
         return _convert_objects(dtype, array)
     valid = np.ones(len(array), np.bool_)
     storage = STORAGE[dtype]
     if dtype in ("Float64", "Float32") and kind in "fiub":
-        if kind == "f" and dtype == "Float32" and array.dtype.itemsize > 4:
-            with np.errstate(over="ignore"):
-                return array.astype(storage), valid
-        return array.astype(storage, copy=False), valid
+        return _floats(array, storage), valid
     if dtype in ("Int64", "Int32") and kind in "iub":
         _check_range(array, storage)
         return array.astype(storage, copy=False), valid
@@ -172,7 +174,7 @@ def _convert(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
             raise ValueError("floating-point values that are not exact integers")
         filled = np.where(present, array, 0).astype(np.int64)
         _check_range(filled, storage)
-        return filled.astype(storage), present
+        return filled.astype(storage, copy=False), present
     if dtype == "Bool" and kind == "b":
         return array, valid
     if dtype == "UnixTimestamp" and kind == "M":
@@ -180,11 +182,21 @@ def _convert(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
         return from_datetime64(np.where(valid, array, np.datetime64(0, "s").astype(array.dtype))), valid
     if dtype == "UnixTimestamp" and kind == "i":
         return array.astype(np.int64), valid
-    if dtype == "String" and kind in "UT":
+    if dtype == "String" and kind == "T":
+        return _convert_objects(dtype, array.astype(object))  # its null may be any object
+    if dtype == "String" and kind == "U":
         return array.astype(object), valid
     if dtype == "Bytes" and kind == "S":
         return array.astype(object), valid
     raise TypeError(f"NumPy {array.dtype} values")
+
+
+def _floats(array: Values, storage: np.dtype[np.generic]) -> Values:
+    """Numbers as floats. Float32 is rounded from Float64, as a list of Python numbers is."""
+    if array.dtype == storage:
+        return array.astype(storage, copy=False)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64, copy=False).astype(storage, copy=False)
 
 
 def _check_range(array: Values, storage: np.dtype[np.generic]) -> None:
@@ -204,24 +216,29 @@ def _convert_objects(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
         if wrong is not None:
             raise TypeError(f"{wrong!r} is {type(wrong).__name__}")
         return array, valid  # `canonical` clears what is null
-    values = np.zeros(len(items), STORAGE[dtype])
     scalar = _SCALARS[dtype]
+    if dtype == "Float32":
+        wide, valid = _convert_objects("Float64", array)
+        return _floats(wide, STORAGE[dtype]), valid
+    values = np.zeros(len(items), STORAGE[dtype])
     for position in np.flatnonzero(valid).tolist():
         values[position] = scalar(items[position])
     return values, valid
 
 
 def _float(item: Any) -> float:
-    if isinstance(item, str | bytes):
+    if isinstance(item, str | bytes | bytearray):
         raise TypeError(f"{item!r} is {type(item).__name__}")
     return float(item)
 
 
 def _integer(item: Any) -> int:
-    if isinstance(item, str | bytes):
+    if isinstance(item, str | bytes | bytearray):
         raise TypeError(f"{item!r} is {type(item).__name__}")
     if int(item) != item:
         raise ValueError(f"{item!r} is not a whole number")
+    if isinstance(item, float | np.floating) and abs(float(item)) > 2**53:
+        raise ValueError(f"{item!r} is a float beyond 2^53, which may stand for several integers")
     return int(item)
 
 
