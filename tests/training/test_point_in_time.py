@@ -162,8 +162,10 @@ def rows_of(view: View, events: Sequence[Event]) -> Rows:
         f.name: column(f.dtype, [e.timestamp if f.name == "at" else e.values[f.name] for e in events])
         for f in view.columns
     }
-    stamps = (np.array([getattr(e, name) for e in events], np.int64) for name in ("timestamp", "a", "b", "arrival"))
-    return Rows(columns, *stamps, {}, 0)
+    timestamp, a, b, arrival = (
+        np.array([getattr(e, name) for e in events], np.int64) for name in ("timestamp", "a", "b", "arrival")
+    )
+    return Rows(columns, timestamp, a, b, arrival, {}, 0)
 
 
 def ask(view: View, labels: Sequence[Label], mode: Any = "event_time", evidence: Any = None) -> Ask:
