@@ -268,8 +268,10 @@ def test_feast_frames_keep_integers(world: World) -> None:
 def elsewhere(world: World) -> Iterator[Redis]:
     """A third store that holds what the first does; emptied afterwards."""
     redis, other = world.redis(), world.redis(2)
-    other.mset(_stored(redis))  # type: ignore[arg-type]  # bytes are fine as names
-    other.hset(views_key(PROJECT), mapping=redis.hgetall(views_key(PROJECT)))
+    loaded: Any = redis.hgetall(views_key(PROJECT))
+    values: Any = _stored(redis)
+    other.mset(values)
+    other.hset(views_key(PROJECT), mapping=loaded)
     publish_plan(other, world.plan)
     yield other
     other.flushdb()

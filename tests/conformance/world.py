@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from infra.local.connector import land
 from infra.local.snowflake_load import connected, load_table
 from infra.settings import Settings
 from ingestion import kafka
-from ingestion.materialize import Written, bootstrap_view, materialize_view
+from ingestion.materialize import bootstrap_view, materialize_view
 from ingestion.redis_store import publish_plan
 from ingestion.snowflake import ingest
 from serving_client import FeatureClient, FeatureRows
@@ -94,17 +94,18 @@ class World:
         """A client of the service."""
         return FeatureClient.connect(redis_url(self.settings, database), project=PROJECT, service=SERVICE)
 
-    @contextmanager
-    def environment(self) -> Iterator[None]:
-        """The environment of a shell in which everything of this world is set."""
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.variables().items():
-                patch.setenv(name, value)
-            yield
+    def environment(self) -> AbstractContextManager[None]:
+        """As `environment`, of this world."""
+        return environment(self.settings, self.repo)
 
-    def variables(self) -> dict[str, str]:
-        """The environment variables that lead here."""
-        return variables(self.settings, self.repo)
+
+@contextmanager
+def environment(settings: Settings, repo: Path) -> Iterator[None]:
+    """The environment of a shell in which everything leads to these services."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables(settings, repo).items():
+            patch.setenv(name, value)
+        yield
 
 
 def redis_url(settings: Settings, database: int) -> str:
@@ -140,14 +141,10 @@ def loaded(services: Settings, folder: Path) -> Iterator[World]:
     answerable = all_cases()
     everything = [*answerable, unanswerable()]
     truth = Truth()
-    applying = _feast(settings, repo, "apply")
-
-    _create_topics(settings)
-    _produce(settings, everything, 1, truth)
-    _load_batches(settings, everything, 1, truth)
-    land(settings, LANDING)
-
-    _finished(applying)
+    with ThreadPoolExecutor(1) as pool:
+        happening = pool.submit(_happen, settings, everything, 1, truth)
+        feast(settings, repo, "apply")
+        happening.result()
     plan = Plan.from_json((repo / "data" / "plan.json").read_text())
     queries = [(case.name, query) for case in answerable for query in case.queries]
     chosen = random.Random(7)
@@ -157,22 +154,27 @@ def loaded(services: Settings, folder: Path) -> Iterator[World]:
     with _serving(settings, repo) as server:
         world = World(settings, repo, everything, truth, queries, plan, server, {"sent": sent})
         _wave_one(world)
-        _produce(settings, everything, 2, truth)
-        _load_batches(settings, everything, 2, truth)
-        land(settings, LANDING)
+        _happen(settings, everything, 2, truth)
         _land_again(settings)
         _wave_two(world)
         yield world
+
+
+def _happen(settings: Settings, everything: Sequence[Case], wave: int, truth: Truth) -> None:
+    """A wave of events and rows, as far as Snowflake."""
+    if wave == 1:
+        _create_topics(settings)
+    _produce(settings, everything, wave, truth)
+    _load_batches(settings, everything, wave, truth)
+    land(settings, LANDING)
 
 
 def _wave_one(world: World) -> None:
     """The first half of history: into the offline store, the stream's store, and, bootstrapped, the other store."""
     log = world.log
     log["ingested"] = [ingest(world.plan, None, world.settings.snowflake_connect_args(), world.offline_uri)]
-    for database in (0, 1):
-        if database:
-            publish_plan(world.redis(database), world.plan)
-        _materialize(world, world.redis(database))
+    publish_plan(world.redis(1), world.plan)
+    _materialize(world)
     log["streamed"] = [stream(world, world.redis(), "conformance-a")]
     log["bootstrapped"] = [
         bootstrap_view(world.plan, view, world.offline_uri, world.redis(1)) for view in world.plan.views if view.stream
@@ -192,8 +194,7 @@ def _wave_two(world: World) -> None:
         other = pool.submit(stream, world, world.redis(1), "conformance-c")
         log["streamed"] += [worker.result() for worker in workers]
         log["continued"] = other.result()
-    for database in (0, 1):
-        _materialize(world, world.redis(database))
+    _materialize(world)
 
 
 def served(world: World, client: FeatureClient) -> FeatureRows:
@@ -201,9 +202,14 @@ def served(world: World, client: FeatureClient) -> FeatureRows:
     return client.get([dict(query.asked) for _, query in world.queries], [query.as_of for _, query in world.queries])
 
 
-def _materialize(world: World, redis: Redis) -> list[Written]:
+def _materialize(world: World) -> None:
+    """Batch views into both stores: by `feast materialize`, and by what it calls."""
     batch = [view for view in world.plan.views if not view.stream]
-    return [materialize_view(world.plan, view, world.offline_uri, redis, end=MATERIALIZED_UNTIL) for view in batch]
+    named = [word for view in batch for word in ("--views", view.name)]
+    end = to_datetime(MATERIALIZED_UNTIL)
+    feast(world.settings, world.repo, "materialize", *named, "2020-01-01T00:00:00", end.isoformat())
+    for view in batch:
+        materialize_view(world.plan, view, world.offline_uri, world.redis(1), end=MATERIALIZED_UNTIL)
 
 
 def stream(world: World, redis: Redis, group: str) -> kafka.Summary:
@@ -211,16 +217,14 @@ def stream(world: World, redis: Redis, group: str) -> kafka.Summary:
     return kafka.run(world.plan, None, world.settings.kafka_config(), redis, until_end=True, group=group)
 
 
-def _feast(settings: Settings, repo: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [str(Path(sys.executable).with_name("feast")), "-c", str(repo), *arguments]
-    environment = {**os.environ, **variables(settings, repo)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def feast(settings: Settings, repo: Path, *arguments: str) -> None:
+    """A command of Feast, as its console script runs it, but in this process: importing it takes seconds."""
+    from click.testing import CliRunner
+    from feast.cli.cli import cli
 
-
-def _finished(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return output
+    with environment(settings, repo), chdir(repo.parent):
+        done = CliRunner().invoke(cli, ["-c", str(repo), *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
 
 
 @contextmanager
@@ -229,12 +233,18 @@ def _serving(settings: Settings, repo: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = _feast(settings, repo, "serve", "--host", "127.0.0.1", "--port", str(port), "--no-access-log")
+    script = Path(sys.executable).with_name("feast")
+    process = subprocess.Popen(
+        [script, "-c", repo, "serve", "--host", "127.0.0.1", "--port", str(port), "--no-access-log"],
+        env={**os.environ, **variables(settings, repo)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.wait(timeout=30)
 
 
 def wait_for(server: str, deadline_s: float = 60.0) -> None:
