@@ -40,6 +40,9 @@ POLL_SECONDS: Final = 0.1
 COMMIT_SECONDS: Final = 1.0
 REPORT_SECONDS: Final = 10.0
 KAFKA_SECONDS: Final = 10.0
+SESSION_MILLISECONDS: Final = 10_000
+"""How long the partitions of a worker that died lie idle. librdkafka's own value, 45 s, is long for live features, and a
+worker that is declared dead too soon does no harm: what it still writes lies behind the fences."""
 LONGEST_BACK_OFF: Final = 5.0
 DEAD_LETTERS: Final = ".dlq"
 
