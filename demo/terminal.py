@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from infra.settings import Settings
 from tally.errors import TallyError
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 _BINARIES = Path(sys.executable).parent
 
 
@@ -49,7 +49,7 @@ class Steps:
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar; call what it yields with how much is done by now."""
     columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.update(task, completed=done)
 
