@@ -527,9 +527,9 @@ class _Worker:
         config = {name: value for name, value in self._config.items() if not name.startswith(_CONSUMER_ONLY)}
         if target not in self._letters_ready:
             admin = AdminClient(config)  # must outlive the call
-            created = admin.create_topics([NewTopic(target, 1, -1)])
+            created = admin.create_topics([NewTopic(target, 1, -1)], request_timeout=KAFKA_SECONDS)
             try:
-                created[target].result(KAFKA_SECONDS)
+                created[target].result()
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     log.warning("topic %s could not be created (%s); it may exist", target, error.args[0].str())
