@@ -33,6 +33,7 @@ from demo.terminal import Steps, bar, command, console, environment
 from infra.local import LocalServiceError, embedded
 from infra.local.connector import land
 from infra.local.snowflake_load import load_table
+from infra.repository import load_plan
 from infra.settings import Settings
 from ingestion.snowflake import ingest
 from tally.columns import Column
@@ -112,7 +113,7 @@ def play(stage: Stage, days: int, steps: Steps) -> int:
         say(f"{landed:,} messages landed; the aircraft registry and hourly weather beside them")
     with steps.step("apply the definitions in feature_repo/") as say:
         stage.feast("apply")
-        plan = Plan.from_json((REPO / "data" / "plan.json").read_bytes())
+        plan = load_plan(REPO)
         say(f"service {SERVICE}: {len(plan.service(SERVICE).outputs)} features")
     with steps.step("Snowflake to the offline store"):
         stage.tally("ingest")

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from ingestion.materialize import materialize_view
 from redis import Redis
 
 from demo.replay import Streams, wait_until_applied
 from demo.terminal import StreamWorker
 from infra.settings import Settings
+from ingestion.materialize import materialize_view
 from serving_client import FeatureClient, FeatureRows
 from tally.columns import Column, concatenate
 from tally.plan import Plan

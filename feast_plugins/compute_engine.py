@@ -12,10 +12,10 @@ from feast.infra.common.materialization_job import MaterializationJob, Materiali
 from feast.infra.common.retrieval_task import HistoricalRetrievalTask
 from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.registry.base_registry import BaseRegistry
-from ingestion.materialize import materialize_view
 
-from feast_plugins.requested import load_plan
 from feast_plugins.services import open_redis, settings_of
+from infra.repository import load_plan
+from ingestion.materialize import materialize_view
 from tally.errors import TallyError
 from tally.time import from_datetime
 

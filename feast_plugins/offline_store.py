@@ -21,8 +21,9 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 
-from feast_plugins.requested import load_plan, plan_of_service, requested_service
+from feast_plugins.requested import plan_of_service, requested_service
 from feast_plugins.services import settings_of
+from infra.repository import load_plan
 from ingestion.arrow import INSTANT
 from ingestion.offline import open_version, read_columns
 from tally.errors import DataError

@@ -22,9 +22,10 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis.asyncio import Redis as AsyncRedis
 
-from feast_plugins.requested import load_plan, plan_of_service, requested_service
+from feast_plugins.requested import plan_of_service, requested_service
 from feast_plugins.services import open_redis, settings_of
 from feast_plugins.values import from_values, request_items, to_values
+from infra.repository import load_plan
 from ingestion.redis_store import LatestWriter, mark_view
 from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows
 from serving_client.rows import Status

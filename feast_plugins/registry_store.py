@@ -12,6 +12,7 @@ from feast.repo_config import RegistryConfig
 
 from feast_plugins.definitions import compile_plan, read_definitions
 from feast_plugins.services import open_redis
+from infra.repository import plan_path
 from ingestion.redis_store import publish_plan
 from tally.errors import TallyError
 from tally.plan import Plan
@@ -47,7 +48,7 @@ class TallyRegistryStore(FileRegistryStore):
         for plan in plans:
             with open_redis(self._repo) as redis:
                 publish_plan(redis, plan)
-            _write_aside(self._filepath.parent / "plan.json", plan.to_json())
+            _write_aside(plan_path(self._repo), plan.to_json())
 
 
 def _write_aside(path: Path, text: str) -> None:

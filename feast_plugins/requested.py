@@ -5,30 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 from feast import FeatureService
 from feast.feature_view_projection import FeatureViewProjection
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_plugins.definitions import Definitions, compile_service
-from tally.errors import DataError, NotReadyError
+from tally.errors import DataError
 from tally.plan import Plan, Service
-
-
-def load_plan(repo: Path) -> Plan:
-    """The project's plan as `feast apply` left it. Raises NotReadyError when it did not run yet."""
-    path = repo / "data" / "plan.json"
-    try:
-        return _parsed(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotReadyError(f"There is no plan at {path}; run: feast -c {repo} apply") from error
-
-
-@lru_cache(maxsize=8)
-def _parsed(text: bytes) -> Plan:
-    return Plan.from_json(text)
 
 
 def requested_service(

@@ -16,9 +16,9 @@ from serving_client.rows import FeatureRows, Read
 from serving_client.status import Status
 from tally import functions, tiles
 from tally.columns import Column, canonical, nulls
-from tally.errors import DataError, DefinitionError, UnknownServiceError
+from tally.errors import DataError, UnknownServiceError
 from tally.layout import LatestRows, TileRows, entity_texts, fences_of, unpack_tiles
-from tally.plan import FunctionUse, Input, Plan, RequestFunction, View, ViewUse
+from tally.plan import FunctionUse, Plan, View, ViewUse
 
 Positions = NDArray[np.int64]
 Instants = NDArray[np.int64]
@@ -73,20 +73,8 @@ class Lookup:
 
     def _call(self, use: FunctionUse) -> Call:
         definition = self.plan.function(use.function)
-        inputs = tuple((i.parameter, *self._origin(definition, i)) for i in definition.inputs)
+        inputs = tuple((i.parameter, self.service.origin(i), i.feature) for i in definition.inputs)
         return Call(definition, functions.load(definition.function), inputs, use.features)
-
-    def _origin(self, definition: RequestFunction, one: Input) -> tuple[int, str]:
-        if not one.view:
-            return -1, one.feature
-        for name in ("name", "view"):
-            for position, use in enumerate(self.service.views):
-                if getattr(use, name) == one.view:
-                    return position, one.feature
-        raise DefinitionError(
-            f"{definition.name} reads {one.feature} of {one.view}, which service {self.service.name} does not look up; "
-            "run feast apply."
-        )
 
     def _use(self, position: int, use: ViewUse) -> _Use:
         view = self.plan.view(use.view)

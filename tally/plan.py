@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tally.dtypes import Dtype
-from tally.errors import NotReadyError, UnknownServiceError
+from tally.errors import DefinitionError, NotReadyError, UnknownServiceError
 from tally.layout import RowLayout, key_prefix
 from tally.tiles import Aggregation, TileLayout
 
@@ -97,7 +97,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A parameter of a request function: a feature of a view, or, where `view` is empty, a field of the request."""
+    """A parameter of a request function: a feature of a view, or, where `view` is empty, a field of the request.
+
+    `view` is the name under which a service uses the view (`ViewUse.name`), which is its own name unless it has an alias.
+    """
 
     parameter: str
     dtype: Dtype
@@ -148,6 +151,15 @@ class Service:
     request: tuple[Field, ...]
     outputs: tuple[Field, ...]
     hash: str = ""
+
+    def origin(self, one: Input) -> int:
+        """Position in `views` of the use that an input reads, -1 for a field of the request. Raises DefinitionError."""
+        if not one.view:
+            return -1
+        for position, use in enumerate(self.views):
+            if use.name == one.view:
+                return position
+        raise DefinitionError(f"Service {self.name} has no view {one.view} to read {one.feature} of; run feast apply.")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tally.errors import NotReadyError, UnavailableError
+from infra.repository import load_plan
+from tally.errors import UnavailableError
 from tally.plan import Plan, Source, View
 from tally_cli.errors import UsageError
 
@@ -32,18 +32,7 @@ def open_plan(repo: Path) -> Plan:
     """
     if not repo.is_dir():
         raise UsageError(f"There is no feature repository at {repo}; name its folder with --repo DIR.")
-    path = repo / "data" / "plan.json"
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotReadyError(f"There is no plan at {path}; run: feast -c {repo} apply") from error
-    parent = str(repo.resolve().parent)
-    if parent not in sys.path:
-        sys.path.insert(0, parent)
-    try:
-        return Plan.from_json(text)
-    except ValueError as error:
-        raise NotReadyError(f"{path} is not a plan ({error}); run: feast -c {repo} apply") from error
+    return load_plan(repo)
 
 
 def settings_with(repo: Path, *parts: str) -> Settings:

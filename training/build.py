@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,8 +12,9 @@ from typing import Any, Final
 from rich.progress import Progress as ProgressBar
 
 import tally
+from infra.repository import load_plan
 from infra.settings import Settings
-from tally.errors import DataError, NotReadyError
+from tally.errors import DataError
 from tally.plan import Plan, Service
 from training.dataset import TrainingSet
 from training.engine import Features, Progress, features
@@ -50,9 +50,8 @@ def build_training_set(
     Raises NotReadyError before `feast apply` or `tally ingest`, UnknownServiceError, and DataError for bad labels.
     """
     folder = Path(repo)
-    plan = _plan(folder)
     return training_set(
-        plan,
+        load_plan(folder),
         labels,
         service=service,
         offline_uri=offline_uri or Settings.for_repo(folder).offline_uri(),
@@ -93,18 +92,6 @@ def training_set(
             progress=report,
         )
     return TrainingSet(rows.table, found.columns, _manifest(plan, definition, visibility, rows, found))
-
-
-def _plan(repo: Path) -> Plan:
-    path = repo / "data" / "plan.json"
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotReadyError(f"There is no plan at {path}; run: feast -c {repo} apply") from error
-    parent = str(repo.resolve().parent)
-    if parent not in sys.path:  # the plan names transformations by module, such as feature_repo.transformations
-        sys.path.insert(0, parent)
-    return Plan.from_json(text)
 
 
 def _versions(plan: Plan, service: Service, wanted: int | Mapping[str, int] | None) -> dict[str, int]:

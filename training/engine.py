@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ingestion.offline import Rows, open_version, read_rows
 from tally import functions
 from tally.columns import Column, concatenate, nulls
-from tally.errors import DataError, DefinitionError
-from tally.plan import Input, Plan, RequestFunction, Service, View, ViewUse
+from tally.errors import DataError
+from tally.plan import Plan, RequestFunction, Service, View, ViewUse
 from training.join import MODES, Ask, Mode, Seen, join, split_labels, split_rows
 from training.timeline import Positions
 
@@ -90,21 +90,8 @@ class _Call:
     @staticmethod
     def of(plan: Plan, service: Service, name: str) -> _Call:
         definition = plan.function(name)
-        inputs = tuple((i.parameter, _origin(service, definition, i), i.feature) for i in definition.inputs)
+        inputs = tuple((i.parameter, service.origin(i), i.feature) for i in definition.inputs)
         return _Call(definition, functions.load(definition.function), inputs)
-
-
-def _origin(service: Service, definition: RequestFunction, one: Input) -> int:
-    if not one.view:
-        return -1
-    for name in ("name", "view"):
-        for position, use in enumerate(service.views):
-            if getattr(use, name) == one.view:
-                return position
-    raise DefinitionError(
-        f"{definition.name} reads {one.feature} of {one.view}, which service {service.name} does not look up; "
-        "run feast apply."
-    )
 
 
 def _pinned(plan: Plan, service: Service, offline_uri: str, versions: Mapping[str, int]) -> dict[str, int]:
