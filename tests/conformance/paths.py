@@ -8,7 +8,7 @@ import json
 import math
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -191,7 +191,8 @@ def references(world: World) -> list[str]:
 # Feast, online
 
 
-def _entity_rows(world: World) -> list[dict[str, Any]]:
+def entity_rows(world: World) -> list[dict[str, Any]]:
+    """All queries as Feast asks online, with the instant as a column of its own."""
     return [
         {**query.asked, "code_t": to_datetime(query.asked["code_t"]), "event_timestamp": to_datetime(query.as_of)}
         for _, query in world.queries
@@ -202,15 +203,15 @@ def _online_service(world: World) -> Answered:
     with world.environment():
         store = open_store(world)
         response = store.get_online_features(
-            features=store.get_feature_service(SERVICE), entity_rows=_entity_rows(world)
+            features=store.get_feature_service(SERVICE), entity_rows=entity_rows(world)
         )
-        return _of_response(world, response)
+        return answers_of(world, response)
 
 
 def _online_list(world: World) -> Answered:
     with world.environment():
-        response = open_store(world).get_online_features(features=references(world), entity_rows=_entity_rows(world))
-        return _of_response(world, response)
+        response = open_store(world).get_online_features(features=references(world), entity_rows=entity_rows(world))
+        return answers_of(world, response)
 
 
 def _online_async(world: World) -> Answered:
@@ -218,19 +219,20 @@ def _online_async(world: World) -> Answered:
         store = open_store(world)
         try:
             return await store.get_online_features_async(
-                features=store.get_feature_service(SERVICE), entity_rows=_entity_rows(world)
+                features=store.get_feature_service(SERVICE), entity_rows=entity_rows(world)
             )
         finally:
             await store.close()
 
     with world.environment():
-        return _of_response(world, asyncio.run(ask()))
+        return answers_of(world, asyncio.run(ask()))
 
 
 _FEAST_STATUS = {"PRESENT": "present", "NOT_FOUND": "missing", "OUTSIDE_MAX_AGE": "expired"}
 
 
-def _of_response(world: World, response: Any) -> Answered:
+def answers_of(world: World, response: Any, names: Mapping[str, str] | None = None) -> Answered:
+    """Feast's response, its features renamed by `names`."""
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
     proto = response.proto
@@ -238,7 +240,8 @@ def _of_response(world: World, response: Any) -> Answered:
     values: list[dict[str, Any]] = [{} for _ in range(count)]
     status: list[dict[str, str]] = [{} for _ in range(count)]
     dtypes = output_dtypes(world)
-    for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True):
+    for answered, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True):
+        name = (names or {}).get(answered, answered)
         if name not in dtypes:
             continue
         for row in range(count):
