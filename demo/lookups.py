@@ -56,7 +56,11 @@ def serve(
     """
     moments = labels["event_timestamp"].dt.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
     needed = ["origin", "carrier", "tailnum", "scheduled_departure", "distance"]
-    requests = [dict(zip(needed, row, strict=True)) for row in labels[needed].itertuples(index=False, name=None)]
+    # Times as `datetime`, as a service would have them, not pandas' own.
+    columns = [labels[name].astype(object).tolist() for name in needed]
+    times = needed.index("scheduled_departure")
+    columns[times] = [moment.to_pydatetime() for moment in columns[times]]
+    requests = [dict(zip(needed, row, strict=True)) for row in zip(*columns, strict=True)]
     reports = sorted(set(weather["event_timestamp"].cast(pa.int64()).to_pylist()), reverse=True)
     answers: list[FeatureRows] = []
     seconds: list[float] = []

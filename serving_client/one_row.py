@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from math import isnan
 from operator import itemgetter
@@ -20,7 +21,7 @@ from tally.dtypes import STORAGE, VARIABLE_WIDTH, Dtype
 from tally.layout import escaped, fences_of
 from tally.plan import Field, Plan, RequestFunction, Service, View, ViewUse
 from tally.single import RowReader, WindowReader
-from tally.time import to_datetime
+from tally.time import from_datetime, to_datetime
 
 _YES: Final = np.ones(1, np.bool_)
 _YES.flags.writeable = False  # every one-row column shares it
@@ -139,6 +140,11 @@ class OneRowLookup:
                     if kind is int:
                         item = float(item)
                     elif item is not None and (kind is not float or isnan(item)):
+                        return None
+                elif dtype == "UnixTimestamp":
+                    if kind is datetime:
+                        item = from_datetime(item)
+                    elif item is not None:
                         return None
                 elif item is not None and kind is not _EXACT.get(dtype):
                     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from redis import Redis
 
 from serving_client import FeatureClient, FeatureRows, Status
 from tally.errors import DataError
-from tally.time import to_datetime
+from tally.time import DAY, instant, to_datetime
 from tests.serving_client import world
 from tests.serving_client.world import DELAYS, PAIRS, PLANES, SECOND, TTL
 
@@ -241,3 +242,27 @@ def test_frames(redis: Redis, client: FeatureClient) -> None:
         assert frame["v_Int64"].tolist() == [2**60 + 1, pd.NA][: len(rows)]
         assert frame["v_UnixTimestamp"][0] == to_datetime(12)
         assert (frame["v_String"][0], frame["v_Bytes"][0]) == ("é", b"\xff")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(2013, 12, 1, 10),  # naive is UTC
+        datetime(2013, 12, 1, 5, tzinfo=timezone(timedelta(hours=-5))),
+        np.datetime64("2013-12-01T10:00:00.000000999", "ns"),
+        pd.Timestamp("2013-12-01T10:00:00Z"),
+        -1,
+        None,
+    ],
+)
+def test_times_in_a_request(redis: Redis, moment: Any) -> None:
+    """A time in the request, of whatever kind, means the same instant for one row as for many."""
+    client = FeatureClient(redis, world.PLAN.for_service("clocked"))
+    asked = {"code": 1, "who": "x", "moment": moment}
+    micros = None if moment is None else instant(moment)
+    for rows in (client.get([asked], 0), client.get([asked, asked], 0)):
+        later, day = rows.columns["later"], rows.columns["day"]
+        assert (bool(later.valid[0]), bool(day.valid[0])) == (micros is not None, micros is not None)
+        if micros is not None:
+            assert (int(later.values[0]), int(day.values[0])) == (micros + 1, micros // DAY * DAY)

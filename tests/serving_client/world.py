@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,11 @@ def echo(text: Any, label: Any) -> dict[str, Any]:
     return {
         "both": np.array([None if a is None or b is None else a + b for a, b in zip(text, label, strict=True)], object)
     }
+
+
+def clock(moment: Any) -> dict[str, Any]:
+    """A request function of a time in the request."""
+    return {"later": moment + np.timedelta64(1, "us"), "day": moment.astype("datetime64[D]").astype("datetime64[us]")}
 
 
 def _fields(**dtypes: Dtype) -> tuple[Field, ...]:
@@ -147,8 +153,23 @@ def make_plan() -> Plan:
     small = Service(
         "small", uses[2:3], (), _fields(code="Int64", who="String"), (), _fields(note="String", level="Int64")
     )
-    services = (hashed_service(service, plan), hashed_service(small, plan))
-    return Plan(PROJECT, plan.sources, plan.views, plan.functions, services)
+    timed = RequestFunction(
+        "timed",
+        describe(clock),
+        (Input("moment", "UnixTimestamp", "", "moment"),),
+        _fields(later="UnixTimestamp", day="UnixTimestamp"),
+    )
+    plan = dataclasses.replace(plan, functions=(combined, echoed, timed))
+    clocked = Service(
+        "clocked",
+        (ViewUse("pairs", "pairs", ("code", "who"), ()),),
+        (FunctionUse("timed", (("later", "later"), ("day", "day"))),),
+        _fields(code="Int64", who="String"),
+        _fields(moment="UnixTimestamp"),
+        _fields(later="UnixTimestamp", day="UnixTimestamp"),
+    )
+    services = tuple(hashed_service(one, plan) for one in (service, small, clocked))
+    return dataclasses.replace(plan, services=services)
 
 
 PLAN = make_plan()
