@@ -44,7 +44,7 @@ _STATUS: Final = {
     Status.PRESENT: FieldStatus.PRESENT,
     Status.MISSING: FieldStatus.NOT_FOUND,
     Status.EXPIRED: FieldStatus.OUTSIDE_MAX_AGE,
-    Status.AHEAD: FieldStatus.PRESENT,
+    Status.AHEAD: FieldStatus.INVALID,  # Feast has no word for it; PRESENT would hide that the value is not exact
 }
 
 

@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -228,7 +227,7 @@ def _online_async(world: World) -> Answered:
         return answers_of(world, asyncio.run(ask()))
 
 
-_FEAST_STATUS = {"PRESENT": "present", "NOT_FOUND": "missing", "OUTSIDE_MAX_AGE": "expired"}
+_FEAST_STATUS = {"PRESENT": "present", "NOT_FOUND": "missing", "OUTSIDE_MAX_AGE": "expired", "INVALID": "ahead"}
 
 
 def answers_of(world: World, response: Any, names: Mapping[str, str] | None = None) -> Answered:
@@ -249,12 +248,7 @@ def answers_of(world: World, response: Any, names: Mapping[str, str] | None = No
             assert kind is None or kind == _KINDS[dtypes[name]], f"{name} came as {kind}"
             item: Any = None if kind is None else getattr(vector.values[row], kind)
             values[row][name] = item * 1_000_000 if kind == "unix_timestamp_val" else item
-            stamp = vector.event_timestamps[row]
-            status[row][name] = _status(
-                _FEAST_STATUS[FieldStatus.Name(vector.statuses[row])],
-                stamp.seconds * 1_000_000 + stamp.nanos // 1000,
-                world.queries[row][1].as_of,
-            )
+            status[row][name] = _FEAST_STATUS[FieldStatus.Name(vector.statuses[row])]
     return Answered(values, status)
 
 
@@ -262,11 +256,6 @@ _KINDS = {
     "Float64": "double_val", "Float32": "float_val", "Int64": "int64_val", "Int32": "int32_val", "Bool": "bool_val",
     "String": "string_val", "Bytes": "bytes_val", "UnixTimestamp": "unix_timestamp_val",
 }  # fmt: skip
-
-
-def _status(said: str, stamp: int, as_of: int) -> str:
-    # Feast has no status for a store that is ahead: the event timestamp in its answer tells. Zero is none.
-    return "ahead" if said == "present" and stamp and stamp > as_of else said
 
 
 # HTTP
@@ -285,8 +274,7 @@ def _http(world: World) -> Answered:
     for name, vector in zip(answer["metadata"]["feature_names"], answer["results"], strict=True):
         for row in range(len(asked)) if name in dtypes else ():
             values[row][name] = _from_json(dtypes[name], vector["values"][row])
-            stamp = from_datetime(datetime.fromisoformat(vector["event_timestamps"][row]))
-            status[row][name] = _status(_FEAST_STATUS[vector["statuses"][row]], stamp, world.queries[row][1].as_of)
+            status[row][name] = _FEAST_STATUS[vector["statuses"][row]]
     return Answered(values, status)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests import oracle
 from tests.conformance.cases import Case, all_cases
 from tests.conformance.conftest import Ask
-from tests.conformance.expected import DECIDED_BY, REQUESTED, Answer, status
+from tests.conformance.expected import DECIDED_BY, Answer, status
 from tests.conformance.paths import PATHS, AnsweringPath, output_dtypes
 from tests.conformance.world import World
 
@@ -23,10 +23,6 @@ CANNOT = {
     "instants below a second": (
         [path.name for path in PATHS if path.whole_seconds],
         "Feast's protobuf values hold whole seconds, so instants are compared after flooring",
-    ),
-    "saying that a request function's input was ahead": (
-        [path.name for path in PATHS if path.whole_seconds],
-        "Feast's answer has no status for it, and no event timestamp on a request function's output",
     ),
     "a NaN in the request": (["feast-serve"], "JSON has none; null is sent, which means the same"),
 }
@@ -52,8 +48,6 @@ def test_case(path: AnsweringPath, case: Case, world: World, ask: Ask, truth: li
             found = answered.values[row][feature]
             if answered.status is not None:
                 said, expected = answered.status[row][feature], status(feature, views)
-                if path.whole_seconds and feature in REQUESTED and expected == "ahead":
-                    expected = "present"
                 if said != expected:
                     wrong.append(f"{feature} as of {as_of} is said to be {said}, it is {expected}")
                 if any(views[view] == "ahead" for view in DECIDED_BY[feature]):
