@@ -27,7 +27,7 @@ class Sender:
     """Produces messages with the time of their arrival as CreateTime, and remembers the offsets they got."""
 
     def __init__(self, kafka: Mapping[str, str]) -> None:
-        self._producer = Producer({**kafka, "linger.ms": 1, "queue.buffering.max.messages": 1_000_000})
+        self._producer = Producer({**kafka, "linger.ms": 1, "log_level": 3, "queue.buffering.max.messages": 1_000_000})
         self._failed: list[KafkaError] = []
         self.next_offset: dict[tuple[str, int], int] = {}
 
