@@ -219,6 +219,7 @@ def test_without_java_kafka_runs_in_memory_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says what is missing and what is used instead."""
+    monkeypatch.delenv("TALLY_REQUIRE_APACHE_KAFKA", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with local.embedded(tmp_path / "home", ["kafka"]) as settings:
         producer = Producer(settings.kafka_config())
