@@ -199,7 +199,7 @@ def _runs(group: NDArray[np.int64]) -> tuple[Positions, Positions]:
 def read(layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[np.int64]) -> dict[str, Column]:
     """Every windowed feature of `layout` as of `as_of` (shape (n,)), from records sorted by (row, level, tile).
 
-    `rows` says which of the n rows each record belongs to.
+    `rows` says which of the n rows each record belongs to. Tiles are taken whole: they must hold no event after `as_of`.
     """
     values: dict[str, Column] = {}
     levels, tiles = records["level"], records["tile"].astype(np.int64)
