@@ -45,6 +45,8 @@ SESSION_MILLISECONDS: Final = 10_000
 worker that is declared dead too soon does no harm: what it still writes lies behind the fences."""
 LONGEST_BACK_OFF: Final = 5.0
 DEAD_LETTERS: Final = ".dlq"
+CRITICAL: Final = 2
+"""librdkafka's log level (syslog's numbers): what is less comes to `_on_error`, too, and from there to the log."""
 
 _CONSUMER_ONLY: Final = ("group.", "session.", "heartbeat.", "auto.", "enable.", "fetch.", "max.poll.", "queued.")
 
@@ -163,6 +165,8 @@ class _Worker:
         self._threads = ThreadPoolExecutor(max(map(len, self._readers.values()), default=1), "tally-view")
         self._failure: Exception | None = None
         self._last_error = ""
+        self._warned_at: dict[int, float] = {}
+        self._reading = False
         self._back_off = 0.0
         self._committed_at = self._reported_at = 0.0
         self._letters_ready: set[str] = set()
@@ -178,6 +182,7 @@ class _Worker:
         redis_store.load_library(self._redis)
         self._consumer = Consumer(
             {
+                "log_level": CRITICAL,
                 "fetch.queue.backoff.ms": 10,  # a full queue is drained in less than librdkafka's second
                 **self._config,
                 "group.id": self._group,
@@ -194,6 +199,7 @@ class _Worker:
             partitions = self._check_topics()
             targets = self._high_watermarks(partitions) if until_end else {}
             self._mark_views()
+            self._reading = True
             self._consumer.subscribe(
                 sorted(self._readers), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
@@ -203,7 +209,8 @@ class _Worker:
             log.warning("stopped while Redis was away: the last batch was not committed and will be read again")
         finally:
             self.summary.seconds = time.monotonic() - started
-            self._report()
+            if self._reading:
+                self._report()
             self._consumer.close()
             self._threads.shutdown()
         return self.summary
@@ -309,8 +316,13 @@ class _Worker:
         consumer.incremental_unassign(partitions)
 
     def _on_error(self, error: KafkaError) -> None:
+        # The same trouble comes with every attempt to connect, many a second. One that hinders the start is told by the
+        # exception that ends it.
         self._last_error = error.str()
-        log.warning("Kafka: %s", error.str())
+        now = time.monotonic()
+        if self._reading and now - self._warned_at.get(error.code(), -REPORT_SECONDS) >= REPORT_SECONDS:
+            self._warned_at[error.code()] = now
+            log.warning("Kafka: %s", error.str())
 
     def _on_commit(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
         if error is not None:
