@@ -245,10 +245,11 @@ def _keys(definitions: Definitions, view: FeatureView) -> tuple[Field, ...]:
 
 
 def _fields(definitions: Definitions, view: FeatureView, keys: Sequence[Field]) -> tuple[Field, ...]:
+    # By name: Feast keeps fields in a set now and then, so the order in which it returns them is not the definition's, and
+    # the hash must not depend on it.
     names = {key.name for key in keys}
-    return tuple(
-        Field(f.name, _dtype(definitions, view.name, f.name, f.dtype)) for f in view.features if f.name not in names
-    )
+    features = sorted((f for f in view.features if f.name not in names), key=lambda f: f.name)
+    return tuple(Field(f.name, _dtype(definitions, view.name, f.name, f.dtype)) for f in features)
 
 
 def _compile_stream_view(definitions: Definitions, view: StreamFeatureView) -> tuple[Source, View]:
@@ -408,7 +409,7 @@ def _compile_function(definitions: Definitions, plan: Plan, view: OnDemandFeatur
         raise _refused(definitions, view.name, "an on-demand view must be one function without aggregations")
     function = _plain_function(definitions, view.name, view.feature_transformation.udf)
     offered: dict[str, Input] = {}
-    for projection in view.source_feature_view_projections.values():
+    for projection in _sources(view):
         for field in projection.features:
             dtype = _dtype(definitions, view.name, field.name, field.dtype)
             offered.setdefault(field.name, Input(field.name, dtype, projection.name_to_use(), field.name))
@@ -437,6 +438,11 @@ def _compile_function(definitions: Definitions, plan: Plan, view: OnDemandFeatur
     return compiled
 
 
+def _sources(view: OnDemandFeatureView) -> list[FeatureViewProjection]:
+    """The views that an on-demand view reads, by name: the registry holds them in a map, which has no order."""
+    return sorted(view.source_feature_view_projections.values(), key=FeatureViewProjection.name_to_use)
+
+
 def compile_service(
     definitions: Definitions,
     plan: Plan,
@@ -459,7 +465,7 @@ def compile_service(
             function = plan.function(projection.name)
             dtypes = {f.name: f.dtype for f in function.outputs}
             function_uses.append(FunctionUse(function.name, tuple(wanted)))
-            for source in definitions.on_demand[projection.name].source_feature_view_projections.values():
+            for source in _sources(definitions.on_demand[projection.name]):
                 uses.setdefault(source.name_to_use(), _view_use(plan, source, []))
         else:
             dtypes = {f.name: f.dtype for f in plan.view(projection.name).fields}
