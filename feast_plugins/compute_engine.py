@@ -16,7 +16,6 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast_plugins.services import open_redis, settings_of
 from infra.repository import load_plan
 from ingestion.materialize import materialize_view
-from tally.errors import TallyError
 from tally.time import from_datetime
 
 
@@ -67,15 +66,11 @@ class TallyComputeEngine(ComputeEngine):
 
     def _materialize_one(self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any) -> MaterializationJob:
         repo = Path(self.repo_config.repo_path or ".")
-        try:
-            plan = load_plan(repo)
-            view = plan.view(task.feature_view.name)
-            with open_redis(repo) as redis:
-                written = materialize_view(
-                    plan, view, settings_of(repo).offline_uri(), redis, end=from_datetime(task.end_time)
-                )
-        except TallyError as error:
-            raise click.ClickException(str(error)) from error
+        plan = load_plan(repo)
+        view = plan.view(task.feature_view.name)
+        with open_redis(repo) as redis:
+            end = from_datetime(task.end_time)
+            written = materialize_view(plan, view, settings_of(repo).offline_uri(), redis, end=end)
         click.echo(f"{view.name}: {written}")
         return TallyMaterializationJob(task)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
 from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RegistryConfig
 
+from feast_plugins.command_line import errors_as_sentences
 from feast_plugins.definitions import compile_plan, read_definitions
 from feast_plugins.services import open_redis
 from infra.repository import plan_path
 from ingestion.redis_store import publish_plan
 from tally.errors import TallyError
 from tally.plan import Plan
+
+errors_as_sentences()  # this class is the first of ours that a `feast` command loads
 
 
 class TallyRegistryStore(FileRegistryStore):
@@ -30,13 +32,10 @@ class TallyRegistryStore(FileRegistryStore):
         self._repo = Path(repo_path)
 
     def update_registry_proto(self, registry_proto: RegistryProto) -> None:
-        """Compile, publish, then write the registry. Raises a click error, which Feast's commands print as one line."""
+        """Compile, publish, then write the registry. Raises TallyError subclasses."""
         projects = sorted({project.spec.name for project in registry_proto.projects})
-        try:
-            plans = [compile_plan(read_definitions(registry_proto, name, self._repo)) for name in projects]
-            self._publish([plan for plan in plans if plan.views or plan.functions])
-        except TallyError as error:
-            raise click.ClickException(str(error)) from error
+        plans = [compile_plan(read_definitions(registry_proto, name, self._repo)) for name in projects]
+        self._publish([plan for plan in plans if plan.views or plan.functions])
         super().update_registry_proto(registry_proto)
 
     def _publish(self, plans: Sequence[Plan]) -> None:

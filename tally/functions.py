@@ -160,6 +160,12 @@ def on_frame(function: Transformation) -> Callable[[Any], Any]:
     def frame_function(frame):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 Feast refuses other annotations
         inputs = {}
         for name in parameters(function):
+            if name not in frame:
+                there = sorted(other for other in frame.columns if "__" not in other)
+                raise DefinitionError(
+                    f"{_name(function)} asks for {name!r}, and the sources of the view that runs it have {there}; add a "
+                    "source that has it."
+                )
             array = frame[name].to_numpy()
             if array.dtype.kind == "O":
                 present = [item for item in array if item is not None and item == item]  # noqa: PLR0124

@@ -1,0 +1,29 @@
+"""What is meant for the user, as Feast's commands show it: one sentence, as Tally's own commands do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from tally.errors import TallyError
+
+
+def errors_as_sentences() -> None:
+    """In a `feast` command, let a TallyError end the process with its text alone, unless TALLY_DEBUG is set.
+
+    Feast's commands catch nothing, so what we raise would be printed with the traceback of Feast's own calls. Programs
+    that use Feast as a library keep theirs.
+    """
+    if Path(sys.argv[0]).stem != "feast" or os.environ.get("TALLY_DEBUG"):
+        return
+    before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, TallyError):
+            sys.stderr.write(f"{error}\n")
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = show
