@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import compress
 from typing import Any, cast
 
 import numpy as np
@@ -115,7 +116,7 @@ def column(dtype: Dtype, data: Any, name: str = "column") -> Column:
     """A column from anything array-like: NumPy (masked, datetime64, object with None), lists, scalars' lists.
 
     Never goes through float64 for integers, so ``2**60 + 1`` beside a null survives. Raises DataError, naming `name`,
-    when a value does not fit the dtype (a string for a number, a fraction for an integer, an overflow).
+    when a value does not fit the dtype (a string for a number, a fraction for an integer, an overflow, half a surrogate).
     """
     mask: Any = None
     if isinstance(data, np.ma.MaskedArray):
@@ -185,6 +186,7 @@ def _convert(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
     if dtype == "String" and kind == "T":
         return _convert_objects(dtype, array.astype(object))  # its null may be any object
     if dtype == "String" and kind == "U":
+        _check_unicode(array.tolist())
         return array.astype(object), valid
     if dtype == "Bytes" and kind == "S":
         return array.astype(object), valid
@@ -215,6 +217,8 @@ def _convert_objects(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
         wrong = next((i for i, ok in zip(items, valid, strict=True) if ok and not isinstance(i, expected)), None)
         if wrong is not None:
             raise TypeError(f"{wrong!r} is {type(wrong).__name__}")
+        if dtype == "String":
+            _check_unicode(compress(items, valid))
         return array, valid  # `canonical` clears what is null
     scalar = _SCALARS[dtype]
     if dtype == "Float32":
@@ -224,6 +228,16 @@ def _convert_objects(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
     for position in np.flatnonzero(valid).tolist():
         values[position] = scalar(items[position])
     return values, valid
+
+
+def _check_unicode(texts: Iterable[str]) -> None:
+    joined = "".join(texts)
+    if joined.isascii():
+        return
+    try:
+        joined.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which has no bytes
+        raise ValueError(f"{joined[error.start]!r} is not valid Unicode text") from error
 
 
 def _float(item: Any) -> float:

@@ -167,7 +167,7 @@ WRONG: list[tuple[Dtype, Any]] = [
     ("Int32", np.array([2.0**31])),
     ("Bool", [1]), ("Bool", np.array([1])), ("Bool", ["true"]), ("Bool", [0.0]), ("Bool", np.array([0.0])),
     ("String", [1]), ("String", [b"x"]), ("String", np.array([1.5])), ("String", np.array([b"x"])),
-    ("String", [["a", "b"], ["c", "d"]]),
+    ("String", [["a", "b"], ["c", "d"]]), ("String", ["fine", "\ud800"]), ("String", np.array(["\udfff"])),
     ("Bytes", ["x"]), ("Bytes", [1]), ("Bytes", np.array(["x"])),
     ("UnixTimestamp", ["2020-01-01"]), ("UnixTimestamp", [date(2020, 1, 1)]), ("UnixTimestamp", [1.5]),
     ("UnixTimestamp", [True]), ("UnixTimestamp", np.array([1.5])), ("UnixTimestamp", np.array([5], np.uint64)),
