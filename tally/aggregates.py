@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tally import exact
 from tally.columns import Column, canonical
 from tally.dtypes import FLOATS, INTEGERS, Dtype
-from tally.errors import DataError
+from tally.errors import DataError, StoredBytesError
 
 Cell = Literal["sum", "squares", "min", "max", "first", "last"]
 Ranks = NDArray[np.uint64]
@@ -130,7 +130,8 @@ def finalize(function: str, dtype: Dtype, state: State, feature: str) -> Column:
 
     `mean` is the correctly rounded sum divided by the count (as `statistics.fmean`); `std` and `var` are the sample's (as
     `statistics.stdev`), null below two rows, rounded once from the exact fraction.
-    Raises DataError, naming `feature`, when a sum of integers does not fit int64.
+    Raises DataError, naming `feature`, when a sum of integers does not fit int64, and StoredBytesError when a sum of squares
+    is less than the sum demands.
     """
     present = state.count > 0
     if function == "count":
@@ -148,10 +149,10 @@ def finalize(function: str, dtype: Dtype, state: State, feature: str) -> Column:
         if function == "mean":
             total = total / np.maximum(state.count, 1)
         return canonical("Float64", total, present)
-    return _spread(function, state, lowest)
+    return _spread(function, state, lowest, feature)
 
 
-def _spread(function: str, state: State, lowest: int) -> Column:
+def _spread(function: str, state: State, lowest: int, feature: str) -> Column:
     values = np.zeros(len(state.count), np.float64)
     enough = state.count > 1
     positions = np.flatnonzero(enough)
@@ -161,6 +162,10 @@ def _spread(function: str, state: State, lowest: int) -> Column:
     root = function == "std"
     for position, count, total, square in zip(positions.tolist(), counts, totals, squares, strict=True):
         numerator, denominator = exact.sample_variance(count, total, square, -lowest)
+        if numerator < 0:
+            raise StoredBytesError(
+                f"{feature}: the stored sums contradict each other, so some tile is damaged; bootstrap its view again."
+            )
         values[position] = exact.sqrt_of_fraction(numerator, denominator) if root else numerator / denominator
     return canonical("Float64", values, enough)
 

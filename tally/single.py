@@ -78,6 +78,10 @@ class RowReader:
         return timestamp, a, b, values
 
 
+class _NoValueError(Exception):
+    """An aggregation has no value; `tally.aggregates.finalize` says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """The aggregations of one column over one window: (position of the feature, function), and where its cells are."""
@@ -122,7 +126,7 @@ class WindowReader:
 
     def nothing(self) -> list[Any]:
         """A value for each aggregation of an entity without tiles."""
-        return list(self._empty or ())
+        return list(self._empty)
 
     def read(self, value: bytes, as_of: int) -> tuple[int, list[Any]] | None:
         """(newest event timestamp, a value for each aggregation as of `as_of`)."""
@@ -132,10 +136,12 @@ class WindowReader:
         start = TILES_HEADER.size + partitions * FENCE.itemsize
         if kind != TILES_FORMAT or tag != self._tag or start > len(value) or (len(value) - start) % self._record.size:
             return None
-        values = self._values(list(self._record.iter_unpack(memoryview(value)[start:])), as_of)
-        return None if values is None else (newest, values)
+        try:
+            return newest, self._values(list(self._record.iter_unpack(memoryview(value)[start:])), as_of)
+        except _NoValueError:
+            return None
 
-    def _values(self, records: list[tuple[Any, ...]], as_of: int) -> list[Any] | None:
+    def _values(self, records: list[tuple[Any, ...]], as_of: int) -> list[Any]:
         values: list[Any] = [None] * self._width
         window: Window | None = None
         inside: list[tuple[Any, ...]] = []
@@ -151,10 +157,7 @@ class WindowReader:
                 if function == "count":
                     values[position] = count
                 elif count:
-                    result = _finalize(function, part.dtype, count, cells)
-                    if function == "sum" and part.dtype in INTEGERS and not -_SIGN <= result < _SIGN:
-                        return None
-                    values[position] = result
+                    values[position] = _finalize(function, part.dtype, count, cells)
         return values
 
 
@@ -171,10 +174,12 @@ def _merge(cell: Cell, records: Sequence[tuple[Any, ...]], where: int) -> Any:
 
 
 def _finalize(function: str, dtype: Dtype, count: int, cells: dict[Cell, Any]) -> Any:
-    """As `tally.aggregates.finalize`, for one group that is not empty."""
+    """As `tally.aggregates.finalize`, for one group that is not empty. Raises _NoValueError where that raises."""
     if function in ("min", "max", "first", "last"):
         return _from_rank(dtype, cells[function])  # type: ignore[index]
     if function == "sum" and dtype in INTEGERS:
+        if not -_SIGN <= cells["sum"] < _SIGN:
+            raise _NoValueError
         return cells["sum"]
     scale = -exact.FLOAT_LOWEST if dtype in FLOATS else 0
     if function in ("sum", "mean"):
@@ -183,6 +188,8 @@ def _finalize(function: str, dtype: Dtype, count: int, cells: dict[Cell, Any]) -
     if count < 2:
         return None
     numerator, denominator = exact.sample_variance(count, cells["sum"], cells["squares"], scale)
+    if numerator < 0:
+        raise _NoValueError
     return exact.sqrt_of_fraction(numerator, denominator) if function == "std" else numerator / denominator
 
 
