@@ -1,0 +1,95 @@
+"""Which rows of a view count, and what is said of the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tally.aggregates import CELLS, FUNCTIONS, output_dtype
+from tally.columns import Column, column
+from tally.dtypes import Dtype
+from tally.events import refusals
+from tally.plan import Field, View
+from tally.tiles import Aggregation
+from tally.windows import Window
+
+COLUMNS: dict[str, Dtype] = {"at": "UnixTimestamp", "k1": "String", "k2": "Int64", "x": "Float64", "n": "Int64"}
+VIEW = View(
+    name="delays", kind="latest", source="s", keys=(Field("k1", "String"), Field("k2", "Int64")), fields=(),
+    columns=tuple(Field(name, dtype) for name, dtype in COLUMNS.items()), timestamp="at", created="", ttl=0, online=True,
+    stream=True, function=None, aggregations=(),
+)  # fmt: skip
+FLOATS = st.one_of(
+    st.none(), st.floats(), st.sampled_from([2.0**64, -(2.0**64), math.nextafter(2.0**64, 0), math.inf, -math.inf])
+)
+
+
+def aggregated(*functions: str) -> View:
+    """The view with aggregations of x and n."""
+    asked = [(name, function) for function in functions for name in ("x", "n")]
+    return replace(
+        VIEW,
+        kind="window",
+        aggregations=tuple(
+            Aggregation(f"{n}_{f}", n, COLUMNS[n], f, Window(60, 5), output_dtype(f, COLUMNS[n])) for n, f in asked
+        ),
+    )
+
+
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, Column]:
+    """Rows as columns."""
+    return {name: column(dtype, [row[name] for row in rows]) for name, dtype in COLUMNS.items()}
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "at": st.one_of(st.none(), st.integers(-5, 5)),
+            "k1": st.sampled_from([None, "", "a"]),
+            "k2": st.sampled_from([None, 0, 2**63 - 1]),
+            "x": FLOATS,
+            "n": st.sampled_from([None, 0, 2**63 - 1, -(2**63)]),
+        }
+    ),
+    max_size=10,
+)
+
+
+@given(ROWS, st.lists(st.sampled_from(FUNCTIONS), max_size=3))
+def test_refused_rows_and_their_reasons(rows: list[dict[str, Any]], functions: list[str]) -> None:
+    """Refused is what has no timestamp, lacks a key, or cannot be summed where it is summed; the first reason is said."""
+    view = aggregated(*functions) if functions else VIEW
+    sums = any("sum" in CELLS[function] for function in functions)
+    accepted, reasons = refusals(view, columns_of(rows))
+    for number, row in enumerate(rows):
+        x = 0.0 if row["x"] is None or math.isnan(row["x"]) else row["x"]
+        said = [
+            reason
+            for wrong, reason in (
+                (row["at"] is None, "delays: event timestamp at is null"),
+                (row["k1"] is None, "delays: entity key k1 is null"),
+                (row["k2"] is None, "delays: entity key k2 is null"),
+                (
+                    sums and abs(x) >= 2**64,
+                    "delays: x is infinite or at least 2^64 in magnitude, which cannot be summed exactly",
+                ),
+            )
+            if wrong
+        ]
+        assert bool(accepted[number]) == (not said)
+        assert reasons.get(number) == (said[0] if said else None)
+    assert len(accepted) == len(rows)
+
+
+@pytest.mark.parametrize("function", ["count", "min", "max", "first", "last"])
+def test_infinities_count_where_nothing_is_summed(function: str) -> None:
+    """An infinity has an order: only sums cannot hold it."""
+    row = {"at": 0, "k1": "a", "k2": 1, "x": math.inf, "n": 1}
+    accepted, reasons = refusals(aggregated(function), columns_of([row]))
+    assert accepted.tolist() == [True]
+    assert reasons == {}
