@@ -1,0 +1,267 @@
+"""Kafka to Redis, end to end, beside what it takes only to read and parse the same topic."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from redis import Redis
+
+from benchmarks.definitions import (
+    AMOUNT,
+    AT,
+    KEY,
+    MESSAGE,
+    columns_of,
+    plan_of,
+    rows_of,
+    three_windowed_views,
+    topic_source,
+)
+from benchmarks.measure import DifferentAnswersError, Report, Result, Target, alone, seconds_of
+from infra.local import embedded
+from infra.settings import Settings
+from ingestion import kafka
+from ingestion.messages import decode
+from ingestion.offline import Rows
+from serving_client import FeatureClient
+from tally.columns import Column
+from tally.errors import UnavailableError
+from tally.plan import Plan
+from tally.time import HOUR, to_datetime
+from training.join import Ask, join
+
+PARTITIONS: Final = 4
+START: Final = 1_700_000_000_000_000
+SPAN: Final = 2 * HOUR
+ROUNDS: Final = 3
+RATE: Final = 100
+DEADLINE: Final = 60.0
+MILLISECONDS: Final = 1e3
+
+
+def run(*, quick: bool) -> Report:
+    """Time the stream on many keys and on few, then its latency. Raises DifferentAnswersError."""
+    messages, rounds, probes = (50_000, 1, 300) if quick else (1_000_000, ROUNDS, 3_000)
+    os.environ["TALLY_REQUIRE_APACHE_KAFKA"] = "1"  # the in-memory cluster forgets all but the last 5 MiB
+    results = []
+    with (
+        tempfile.TemporaryDirectory() as home,
+        embedded(Path(home), ("redis", "kafka")) as settings,
+        Redis.from_url(settings.redis_url) as redis,
+    ):
+        for keys in (4_000, 16):
+            topic = f"keys-{keys}"
+            events = _fill(settings, topic, keys, messages)
+            ours, theirs = [], []
+            # The first round is not counted: a broker's first consumer group waits seconds for it to be ready.
+            for number in range(rounds + 1):
+                theirs.append(alone(consume_and_parse, settings.kafka_config(), topic, messages)[0])
+                plan = _plan(f"{topic}-{number}", topic)
+                ours.append(alone(apply, plan.to_json(), settings.kafka_config(), settings.redis_url, messages)[0])
+                _check(redis, plan, events)
+                redis.flushall()
+            rates = messages / median(ours[1:]), messages / median(theirs[1:])
+            what = f"stream: 3 windowed views, {keys:,} keys"
+            results += [
+                Result(f"{what}, beside consume and parse", *rates, "events/s", Target("ratio", ">=", 0.35)),
+                Result(f"{what}, rate", rates[0], None, "events/s", Target("ours", ">=", 100_000)),
+            ]
+        waits = np.array(_latencies(settings, redis, probes)) * MILLISECONDS
+        what = f"stream: produced to readable in 3 windowed views, {RATE} events/s"
+        results += [
+            Result(f"{what}, p50", float(np.percentile(waits, 50)), None, "ms"),
+            Result(f"{what}, p99", float(np.percentile(waits, 99)), None, "ms", Target("ours", "<=", 100.0)),
+        ]
+    return Report(results, _NOTES)
+
+
+_NOTES: Final = (
+    "Ours is ingestion.kafka.run(until_end=True) in one process.",
+    "Theirs reads the same topic in a consumer group and parses it with our parser, no more: a floor, not a peer.",
+    "Both from before they subscribe to after the last message. The broker and Redis share the machine with them.",
+    "Checked after each run: every event applied once, and every window of every key as the offline join has it, by bits.",
+    "Latency: every event has a key of its own, and counts as readable when all three views hold that key.",
+)
+
+
+def _plan(project: str, topic: str) -> Plan:
+    source = topic_source(topic)
+    return plan_of(project, source, three_windowed_views(source))
+
+
+def _message(at: int, key: int, amount: float) -> bytes:
+    return json.dumps({AT.name: to_datetime(at).isoformat(), KEY.name: key, AMOUNT.name: amount}).encode()
+
+
+def _create(settings: Settings, topic: str) -> None:
+    admin = AdminClient(settings.kafka_config())
+    admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(DEADLINE)
+
+
+def _fill(settings: Settings, topic: str, keys: int, messages: int) -> Rows:
+    """Two hours of events, a minute out of order, in a new topic that is partitioned by key; the events."""
+    rng = np.random.default_rng(2)
+    step = SPAN // messages
+    arrays = {
+        AT.name: START + np.arange(messages) * step - rng.integers(0, HOUR // 60, messages),
+        KEY.name: rng.integers(0, keys, messages),
+        AMOUNT.name: np.round(rng.gamma(2.0, 30.0, messages), 2),
+    }
+    _create(settings, topic)
+    producer = Producer(settings.kafka_config() | {"linger.ms": 50, "queue.buffering.max.messages": messages + 1})
+    for at, key, amount in zip(*(arrays[name].tolist() for name in (AT.name, KEY.name, AMOUNT.name)), strict=True):
+        producer.produce(topic, _message(at, key, amount), key=b"%d" % key)
+    _flush(producer)
+    view = _plan(topic, topic).views[0]
+    return rows_of(view, columns_of(view, arrays))
+
+
+def _flush(producer: Producer) -> None:
+    if producer.flush(DEADLINE):
+        raise UnavailableError("The embedded Kafka did not take the benchmark's messages; see its log.")
+
+
+# The sides, each in a process of its own
+
+
+def consume_and_parse(config: Mapping[str, Any], topic: str, messages: int) -> float:
+    """Seconds to read all messages of a topic in a consumer group, in the same batches as ours, and to parse it."""
+
+    def read() -> int:
+        consumer = Consumer(
+            {
+                "fetch.queue.backoff.ms": 10,
+                **config,
+                "group.id": f"parse-{time.time_ns()}",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "partition.assignment.strategy": "cooperative-sticky",
+            }
+        )
+        consumer.subscribe([topic])
+        parsed = 0
+        while parsed < messages:
+            first = consumer.poll(kafka.POLL_SECONDS)
+            if first is not None:
+                values = [message.value() for message in (first, *consumer.consume(kafka.MAX_BATCH - 1, 0))]
+                parsed += len(values) - len(decode(MESSAGE, values).bad)
+        consumer.close()
+        return parsed
+
+    seconds, parsed = seconds_of(read)
+    if parsed != messages:
+        raise DifferentAnswersError(f"{parsed} of {messages} messages of {topic} were parsed.")
+    return seconds
+
+
+def apply(document: str, config: Mapping[str, Any], redis_url: str, messages: int) -> float:
+    """Seconds for one worker to bring the topic of a plan into Redis, to its end."""
+    plan = Plan.from_json(document)
+    with Redis.from_url(redis_url) as redis:
+        seconds, summary = seconds_of(lambda: kafka.run(plan, None, config, redis, until_end=True))
+    for name, counts in summary.views.items():
+        if counts.applied != messages:
+            raise DifferentAnswersError(f"{name}: {counts.applied} of {messages} events were applied; {counts}.")
+    return seconds
+
+
+def _check(redis: Redis, plan: Plan, events: Rows) -> None:
+    """Every window of every key, online, against the offline join of the same events."""
+    keys = np.unique(events.columns[KEY.name].values)
+    as_of = int(events.timestamp.max())
+    online = FeatureClient(redis, plan).get({KEY.name: keys}, as_of)
+    for view in plan.views:
+        names = tuple(field.name for field in view.fields)
+        column = Column("Int64", keys, np.ones(len(keys), np.bool_))
+        ask = Ask([column], np.full(len(keys), as_of), names, "event_time", None)
+        for name, expected in join(view, events, [ask])[0].items():
+            found = online.columns[name]
+            if found.values.tobytes() != expected.values.tobytes() or (found.valid != expected.valid).any():
+                raise DifferentAnswersError(f"{name} is not online what it is offline.")
+
+
+# Latency
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    began: float
+    keys: list[bytes]
+
+
+def _latencies(settings: Settings, redis: Redis, probes: int) -> list[float]:
+    """Seconds from just before `produce` until a reader finds the event in every view, for events at a fixed rate."""
+    topic = "latency"
+    _create(settings, topic)
+    plan = _plan(topic, topic)
+    prefixes = [view.prefix(plan.project) for view in plan.views]
+    producer = Producer(settings.kafka_config() | {"linger.ms": 0})
+    waits: list[float] = []
+    open_: list[_Probe] = []
+    with _worker(plan, settings):
+        for warm in (True, False):  # the first events wait for the worker to join its group
+            count, done = (RATE, 0) if warm else (probes, 0)
+            start = time.perf_counter()
+            while done < count or open_:
+                now = time.perf_counter()
+                if now - start > DEADLINE + count / RATE:
+                    raise UnavailableError(f"{len(open_)} events never became readable; see the worker's log.")
+                if done < count and now >= start + done / RATE:
+                    number = done if warm else RATE + done
+                    open_.append(_Probe(now, [prefix + b"%d" % number for prefix in prefixes]))
+                    producer.produce(topic, _message(START + number, number, 1.0), key=b"%d" % number)
+                    done += 1
+                producer.poll(0)
+                still = []
+                for probe, found in zip(open_, _readable(redis, open_), strict=True):
+                    if not found:
+                        still.append(probe)
+                    elif not warm:
+                        waits.append(time.perf_counter() - probe.began)
+                open_ = still
+                time.sleep(0.0005)
+    return waits
+
+
+def _readable(redis: Redis, probes: list[_Probe]) -> list[bool]:
+    if not probes:
+        return []
+    values: Any = redis.mget([key for probe in probes for key in probe.keys])
+    width = len(probes[0].keys)
+    return [None not in values[i * width : (i + 1) * width] for i in range(len(probes))]
+
+
+@contextmanager
+def _worker(plan: Plan, settings: Settings) -> Iterator[None]:
+    """A stream worker in a process of its own for the block."""
+    arguments = (plan.to_json(), settings.kafka_config(), settings.redis_url)
+    process = get_context("spawn").Process(target=serve, args=arguments)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join(DEADLINE)
+
+
+def serve(document: str, config: Mapping[str, Any], redis_url: str) -> None:
+    """Stream until SIGTERM."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with Redis.from_url(redis_url) as redis:
+        kafka.run(Plan.from_json(document), None, config, redis, stop=stop)
