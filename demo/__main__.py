@@ -88,6 +88,7 @@ def run(days: int) -> int:
     home = HOME.resolve()
     shutil.rmtree(home, ignore_errors=True)
     steps = Steps(10)
+    os.environ["TALLY_REQUIRE_APACHE_KAFKA"] = "1"  # librdkafka's cluster forgets: it keeps 5 MiB of a partition
     with ExitStack() as services:
         with steps.step("start Redis, Kafka and a Snowflake emulator, for this demo alone"):
             settings = services.enter_context(embedded(home))

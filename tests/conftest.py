@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,16 @@ hypothesis_settings.register_profile(
 )
 hypothesis_settings.register_profile("long", hypothesis_settings.get_profile("fast"), max_examples=2_000)
 hypothesis_settings.load_profile("fast")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of what only Apache Kafka does are skipped, with the reason, where it cannot run and is not required."""
+    if Settings().tally_require_apache_kafka or (shutil.which("java") and shutil.which("mvn")):
+        return
+    reason = "needs Apache Kafka itself, and there is no java or no mvn on PATH: librdkafka's cluster cannot do this"
+    for item in items:
+        if item.get_closest_marker("apache_kafka"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,8 @@ def _summable(value: float | None) -> bool:
 
 
 def packed(fields: Mapping[str, str], values: Mapping[str, Any]) -> bytes:
-    """The bytes that break full ties: a bit per value that is there, fixed-width parts, then texts."""
+    """The bytes that break full ties, fields by name: a bit per value that is there, fixed-width parts, then texts."""
+    fields = dict(sorted(fields.items()))
     codes = {
         "Float64": "d",
         "Float32": "f",

@@ -19,6 +19,8 @@ from infra.local.connector import land
 from infra.local.snowflake_load import connected, load_table
 from infra.settings import Settings
 
+pytestmark = pytest.mark.apache_kafka  # topics are created, transactions aborted, offsets looked at
+
 _names = (f"topic_{number}" for number in count())
 
 

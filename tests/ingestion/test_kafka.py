@@ -29,6 +29,8 @@ from tally.plan import Field, Plan, View, hashed_view
 from tally.time import SECOND, to_datetime
 from tests.ingestion import plans, streams
 
+pytestmark = pytest.mark.apache_kafka  # topics of two partitions are created, offsets of groups are moved
+
 DEADLINE_S = 30.0
 _numbers = count()
 
@@ -340,7 +342,6 @@ def test_another_topic_of_that_name_is_refused(topic: Topic) -> None:
         topic.run()
 
 
-@pytest.mark.apache_kafka
 def test_aborted_transactions_are_not_read(topic: Topic) -> None:
     """Their messages do not count, and the markers at the end of the topic do not keep the run from ending."""
     topic.send(4)
