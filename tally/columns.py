@@ -143,7 +143,8 @@ def _object_array(data: Any) -> Values:
     return np.fromiter(items, object, len(items))
 
 
-def _is_null(item: Any) -> bool:
+def is_null(item: Any) -> bool:
+    """Whether an object stands for a null: None, NaN, NaT, pandas.NA or a masked element."""
     # NaN, NaT and pandas.NaT differ from themselves; pandas.NA cannot say whether it does.
     if item is None or item is np.ma.masked:
         return True
@@ -211,7 +212,7 @@ def _check_range(array: Values, storage: np.dtype[np.generic]) -> None:
 
 def _convert_objects(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
     items = array.tolist()
-    valid = np.fromiter((not _is_null(i) for i in items), np.bool_, len(items))
+    valid = np.fromiter((not is_null(i) for i in items), np.bool_, len(items))
     if dtype in VARIABLE_WIDTH:
         expected = str if dtype == "String" else bytes
         wrong = next((i for i, ok in zip(items, valid, strict=True) if ok and not isinstance(i, expected)), None)

@@ -11,12 +11,14 @@ import ast
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final
 
 import numpy as np
 
-from tally.columns import Column, column, infer_dtype
+from tally.columns import Column, column, infer_dtype, is_null
+from tally.dtypes import Dtype
 from tally.errors import DataError, DefinitionError, DefinitionMismatchError
 from tally.plan import Field, Function
 
@@ -32,12 +34,18 @@ def parameters(function: Transformation) -> tuple[str, ...]:
 
 
 def describe(function: Transformation) -> Function:
-    """Reference and source hash of a module-level function."""
+    """Reference and source hash of a module-level function. Raises DefinitionError for any other."""
     module = inspect.getmodule(function)
     name = getattr(function, "__name__", "")
-    if module is None or getattr(module, name, None) is not function:
+    if module is None or not inspect.isfunction(function) or getattr(module, name, None) is not function:
         raise DefinitionError(f"{_name(function)} must be a plain function at the top level of a module.")
-    return Function(f"{module.__name__}:{name}", source_hash(inspect.getsource(module), name))
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError) as error:
+        raise DefinitionError(
+            f"The source of {_name(function)} cannot be read ({error}); keep it in a .py file."
+        ) from error
+    return Function(f"{module.__name__}:{name}", source_hash(source, name))
 
 
 def source_hash(module_source: str, name: str) -> str:
@@ -45,12 +53,12 @@ def source_hash(module_source: str, name: str) -> str:
 
     Comments outside those definitions, and other functions, do not change it. Imports that it uses do.
     """
-    tree = ast.parse(module_source)
-    definitions: dict[str, list[ast.stmt]] = {}
-    for statement in tree.body:
-        for bound in _bound_names(statement):
-            definitions.setdefault(bound, []).append(statement)
-    reached: dict[int, ast.stmt] = {}
+    statements = ast.parse(module_source).body
+    deciding: dict[str, list[int]] = {}
+    for position, statement in enumerate(statements):
+        for decided in _decided(statement):
+            deciding.setdefault(decided, []).append(position)
+    reached: set[int] = set()
     pending = [name]
     seen: set[str] = set()
     while pending:
@@ -58,29 +66,35 @@ def source_hash(module_source: str, name: str) -> str:
         if current in seen:
             continue
         seen.add(current)
-        for statement in definitions.get(current, ()):
-            reached[statement.lineno] = statement
-            pending.extend(node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
-    lines = module_source.splitlines()
+        for position in deciding.get(current, ()):
+            reached.add(position)
+            pending.extend(_names(statements[position]))
+    lines = module_source.split("\n")  # as `ast` counts them; str.splitlines also breaks at form feeds
     pieces = []
-    for line in sorted(reached):
-        statement = reached[line]
+    for position in sorted(reached):
+        statement = statements[position]
         decorators = getattr(statement, "decorator_list", [])
-        first = min([line, *(d.lineno for d in decorators)])
+        first = min([statement.lineno, *(d.lineno for d in decorators)])
         pieces.append("\n".join(text.rstrip() for text in lines[first - 1 : statement.end_lineno]))
     return hashlib.sha256("\n".join(pieces).encode()).hexdigest()[:32]
 
 
-def _bound_names(statement: ast.stmt) -> Iterable[str]:
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-        yield statement.name
-    elif isinstance(statement, ast.Import | ast.ImportFrom):
-        for alias in statement.names:
+def _decided(node: ast.AST) -> Iterator[str]:
+    """Names whose meaning a statement of a module decides: it binds them, or may change what they hold."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+        yield node.name
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        for alias in node.names:
             yield (alias.asname or alias.name).split(".")[0]
-    else:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
+    elif isinstance(node, ast.Expr | ast.Delete) or isinstance(getattr(node, "ctx", None), ast.Store):
+        yield from _names(node)  # X = ..., but also TABLE["x"] = ... and TABLE.update(...)
+    elif not (isinstance(node, ast.If) and "__name__" in _names(node.test)):  # not run on import
+        for child in ast.iter_child_nodes(node):
+            yield from _decided(child)
+
+
+def _names(node: ast.AST) -> list[str]:
+    return [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
 
 
 def load(function: Function) -> Transformation:
@@ -166,23 +180,50 @@ def on_frame(function: Transformation) -> Callable[[Any], Any]:
                     f"{_name(function)} asks for {name!r}, and the sources of the view that runs it have {there}; add a "
                     "source that has it."
                 )
-            array = frame[name].to_numpy()
-            if array.dtype.kind == "O":
-                present = [item for item in array if item is not None and item == item]  # noqa: PLR0124
-                dtype: Any = "UnixTimestamp" if present and hasattr(present[0], "year") else "String"
-            else:
-                dtype = infer_dtype(array)
-            inputs[name] = column(dtype, array, name)
+            inputs[name] = _from_series(frame[name], name)
         outputs = {}
         for name, array in _call(function, inputs).items():
-            values = column(infer_dtype(np.asanyarray(array)), array, name)
-            outputs[name] = values.to_user() if values.valid.all() or values.dtype != "Int64" else values.to_list()
+            returned = np.asanyarray(array)
+            values = column(_dtype_of(returned), returned, name)
+            user = values.to_user()
+            if isinstance(user, np.ma.MaskedArray):  # pandas would make floats of integers beside a null
+                user = values.values if values.valid.all() else np.array(values.to_list(), object)
+            outputs[name] = user
         return type(frame)(outputs, index=frame.index)
 
     frame_function.__name__ = frame_function.__qualname__ = function.__name__
     frame_function.__doc__ = function.__doc__
     frame_function.transformation = function  # type: ignore[attr-defined]
     return frame_function
+
+
+def _from_series(series: Any, name: str) -> Column:
+    """A column from a pandas Series: of the dtype that it has, or that its values have."""
+    if isinstance(series.dtype, np.dtype):
+        array = series.to_numpy()
+        return column(_dtype_of(array), array, name)
+    items = np.fromiter(series, object, len(series))
+    nullable = getattr(series.dtype, "numpy_dtype", items.dtype)
+    return column(infer_dtype(np.zeros(0, nullable)) if nullable.kind != "O" else _dtype_of(items), items, name)
+
+
+def _dtype_of(array: Any) -> Dtype:
+    """As `infer_dtype`, but objects are what all of them are that are not null."""
+    if array.dtype.kind != "O":
+        return infer_dtype(array)
+    present = [item for item in array.tolist() if not is_null(item)]
+    fitting = (dtype for dtype, kinds in _OBJECTS.items() if present and all(isinstance(i, kinds) for i in present))
+    return next(fitting, "String")
+
+
+_OBJECTS: Final[dict[Dtype, Any]] = {
+    "Bool": bool | np.bool_,
+    "Int64": int | np.integer,
+    "Float64": int | float | np.number,
+    "Bytes": bytes,
+    "UnixTimestamp": datetime | np.datetime64,
+}
+"""What objects are when all of them are one of these; the first that fits, else strings."""
 
 
 def as_udf(function: Transformation) -> dict[str, Any]:
