@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from tally.dtypes import Dtype
 from tally.errors import DefinitionError, NotReadyError, UnknownServiceError
@@ -219,15 +219,20 @@ class Plan:
 
     @staticmethod
     def from_json(text: str | bytes) -> Plan:
-        """The plan of a document. Raises NotReadyError when it is of another format."""
-        document = json.loads(text)
-        if document.get("format") != PLAN_FORMAT:
+        """The plan of a document. Raises NotReadyError when it is of another format, or damaged."""
+        try:
+            document = json.loads(text)
+            written = document["format"]
+            decoded = _decode(Plan, document) if written == PLAN_FORMAT else None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise NotReadyError(
-                f"The plan has format {document.get('format')!r}, this version of Tally reads {PLAN_FORMAT}; run feast apply."
+                f"The plan is damaged ({type(error).__name__}: {error}); run feast apply to write it again."
+            ) from error
+        if decoded is None:
+            raise NotReadyError(
+                f"The plan has format {written!r}, this version of Tally reads {PLAN_FORMAT}; run feast apply."
             )
-        decoded = _decode(Plan, document)
-        assert isinstance(decoded, Plan)
-        return decoded
+        return cast(Plan, decoded)
 
 
 def hashed_view(view: View, source: Source) -> View:
