@@ -32,6 +32,7 @@ from training import TrainingSet, training_set
 _FEATURES_WITHOUT_ENTITIES: Final = (
     "Give an entity frame: a training set has one row for each label, and labels are yours."
 )
+_SAVED_TIMESTAMP: Final = "event_timestamp"
 
 
 class TallyOfflineStoreConfig(FeastConfigBaseModel):
@@ -67,7 +68,14 @@ class TallyRetrievalJob(RetrievalJob):
 
     @property
     def metadata(self) -> RetrievalMetadata:
-        """Features and keys that were asked for."""
+        """Features and keys that were asked for; and the first and last instant of the rows, which are computed for it.
+
+        By these Feast reads a saved dataset again, from the column event_timestamp.
+        """
+        rows = self._to_arrow_internal()
+        if _SAVED_TIMESTAMP in rows.column_names and rows.num_rows:
+            ends = pc.min_max(rows.column(_SAVED_TIMESTAMP)).as_py()
+            self._metadata.min_event_timestamp, self._metadata.max_event_timestamp = ends["min"], ends["max"]
         return self._metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
