@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,6 +22,7 @@ from feast import (
 )
 from feast.aggregation import Aggregation as FeastAggregation
 from feast.data_format import JsonFormat
+from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.feature_view_projection import FeatureViewProjection
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.types import PrimitiveFeastType, from_value_type
@@ -225,6 +227,8 @@ def _compile_source(
 
 def _keys(definitions: Definitions, view: FeatureView) -> tuple[Field, ...]:
     keys = []
+    if view.entities in ([], [DUMMY_ENTITY_NAME]):
+        raise _refused(definitions, view.name, "it has no entity; give it one, whose join key says which row is whose")
     for entity_name in view.entities:
         entity = definitions.entities.get(entity_name)
         if entity is None:
@@ -277,6 +281,10 @@ def _compile_stream_view(definitions: Definitions, view: StreamFeatureView) -> t
     fields = _fields(definitions, view, keys)
     if view.aggregations:
         aggregations = tuple(_compile_aggregation(definitions, view.name, a, dtypes) for a in view.aggregations)
+        if doubled := _doubled(a.feature for a in aggregations):
+            raise _refused(
+                definitions, view.name, f"its aggregations give the name {doubled} twice; give each a name of its own"
+            )
         _check_schema(definitions, view, fields, [Field(a.feature, a.output) for a in aggregations])
         if view.ttl:
             raise _refused(
@@ -320,6 +328,10 @@ def _message_fields(definitions: Definitions, name: str, stream: KafkaSource) ->
                 f"{', '.join(_MESSAGE_DTYPES)}",
             )
         fields.append(Field(words[0], _MESSAGE_DTYPES[words[1].lower()]))
+    if doubled := _doubled(f.name for f in fields):
+        raise _refused(
+            definitions, name, f"source {stream.name}: its JsonFormat names {doubled} twice; name each field once"
+        )
     return tuple(fields)
 
 
@@ -397,6 +409,11 @@ def _check_schema(
         )
 
 
+def _doubled(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
 def _listed(fields: Iterable[Field]) -> str:
     return ", ".join(f"{f.name} {f.dtype}" for f in fields)
 
@@ -409,12 +426,15 @@ def _compile_function(definitions: Definitions, plan: Plan, view: OnDemandFeatur
         raise _refused(definitions, view.name, "an on-demand view must be one function without aggregations")
     function = _plain_function(definitions, view.name, view.feature_transformation.udf)
     offered: dict[str, Input] = {}
+    origins: dict[str, list[str]] = {}
     for projection in _sources(view):
         for field in projection.features:
             dtype = _dtype(definitions, view.name, field.name, field.dtype)
-            offered.setdefault(field.name, Input(field.name, dtype, projection.name_to_use(), field.name))
-    for request in view.source_request_sources.values():
+            offered[field.name] = Input(field.name, dtype, projection.name_to_use(), field.name)
+            origins.setdefault(field.name, []).append(projection.name_to_use())
+    for request_name, request in view.source_request_sources.items():
         for field in request.schema:
+            origins.setdefault(field.name, []).append(request_name)
             dtype = _dtype(definitions, view.name, field.name, field.dtype)
             offered[field.name] = Input(field.name, dtype, "", field.name)
     try:
@@ -425,6 +445,13 @@ def _compile_function(definitions: Definitions, plan: Plan, view: OnDemandFeatur
     missing = [name for name in names if name not in offered]
     if missing:
         raise _refused(definitions, view.name, f"its function asks for {missing}, its sources have {sorted(offered)}")
+    for name in names:
+        if len(origins[name]) > 1:
+            raise _refused(
+                definitions,
+                view.name,
+                f"its function asks for {name}, which {' and '.join(origins[name])} both have; rename one of them",
+            )
     outputs = tuple(Field(f.name, _dtype(definitions, view.name, f.name, f.dtype)) for f in view.features)
     compiled = RequestFunction(view.name, described, tuple(offered[name] for name in names), outputs)
     try:
@@ -472,9 +499,7 @@ def compile_service(
             uses[used_as] = _view_use(plan, projection, wanted)
         for feature, answered in wanted:
             outputs.append(Field(answered, dtypes[feature]))
-    names = [f.name for f in outputs]
-    doubled = sorted({n for n in names if names.count(n) > 1})
-    if doubled:
+    if doubled := _doubled(f.name for f in outputs):
         raise _refused(
             definitions,
             name,
