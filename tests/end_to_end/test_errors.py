@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from feast import Field, OnDemandFeatureView, RequestSource
+from feast.types import Float64
 
+from feature_repo import transformations
+from infra.repository import plan_path
 from serving_client import FeatureClient
 from tally.aggregates import FUNCTIONS
-from tally.errors import DataError, UnavailableError, UnknownServiceError
+from tally.errors import DataError, DefinitionError, UnavailableError, UnknownServiceError
+from tally.functions import as_udf
 from tests.end_to_end.world import NOBODY, PROJECT, SERVICE, Ended, World, copied_repo
 
 
@@ -35,16 +40,22 @@ def test_an_aggregation_that_does_not_exist(world: World) -> None:
 
 
 def test_an_input_without_a_source(world: World) -> None:
-    """`feast apply` names the function, what it asks for, and what its sources have."""
-    parts = (
-        "feature_repo.transformations.strongest_wind",
-        "'wind_",
-        "['distance', 'scheduled_departure']",
-        "add a source",
-    )
+    """Applying an on-demand view names its function, what it asks for, and what its sources have; the plan stays."""
+    before = plan_path(world.repo).read_bytes()
+    with world.feast() as store:
+        view = OnDemandFeatureView(
+            name="strongest_wind",
+            sources=[RequestSource(name="flight_request", schema=[Field(name="distance", dtype=Float64)])],
+            schema=[Field(name="strongest_wind", dtype=Float64)],
+            **as_udf(transformations.strongest_wind),
+        )
+        with pytest.raises(
+            DefinitionError,
+            match=r"feature_repo.transformations.strongest_wind asks for 'wind_speed', .* have \['distance'\]; add a source",
+        ):
+            store.apply(view)
 
-    assert_one_sentence(world.outcome("bad source"), *parts, alone=False)
-    assert not (world.folder / "source" / "feature_repo" / "data" / "plan.json").exists()
+    assert plan_path(world.repo).read_bytes() == before
 
 
 def test_a_service_that_does_not_exist(world: World) -> None:

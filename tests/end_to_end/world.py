@@ -287,12 +287,10 @@ def _serve(world: World) -> None:
 
 
 def _break(world: World) -> None:
-    """Commands that must fail, started early because each takes seconds to start."""
+    """Commands that must fail, begun early because they take seconds to do so."""
     sound = 'column="delay", function="last"'
     aggregation = broken_repo(world.folder / "aggregation", sound, sound.replace("last", "median"))
     world.begin("bad aggregation", "feast", "apply", repo=aggregation)
-    source = broken_repo(world.folder / "source", "sources=[origin_weather]", "sources=[flight_request]")
-    world.begin("bad source", "feast", "apply", repo=source)
     world.begin("no Kafka", "tally", "stream", "--until-end", KAFKA_BOOTSTRAP_SERVERS=NOBODY)
 
 
