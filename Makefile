@@ -13,18 +13,17 @@ ARGS   ?=
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
+# UV_SYSTEM_CERTS: uv trusts what pip trusts, the machine's own certificates, which a company's proxy may have added to.
 install: $(VENV)/.installed ## make .venv with everything, at the versions of requirements.lock
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Tally needs Python 3.11 or newer, $(PYTHON) is %d.%d; choose another with PYTHON=..." % v[:2])'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV) ..."
-	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock uv; then \
-		$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock --editable .; \
-	else \
-		echo "uv cannot be had here; pip does the same, slower"; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock --editable .; \
-	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock uv && \
+		UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock --editable . || \
+		{ echo "uv cannot install here; pip does the same, slower"; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock --editable .; }
 	@touch $@
 
 demo: install ## real flights through the whole system, ending with the count of values that differ
