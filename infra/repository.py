@@ -19,7 +19,7 @@ def load_plan(repo: Path) -> Plan:
     """The plan of a feature repository; its transformations can be imported from now on.
 
     The folder that holds `repo` goes on `sys.path`, because a plan names transformations by module, such as
-    ``feature_repo.transformations``. Raises NotReadyError when nothing was applied yet, or the file is not a plan.
+    ``feature_repo.transformations``. Raises NotReadyError, naming the file, when nothing was applied yet or the file is not a plan.
     """
     path = plan_path(repo)
     try:
@@ -31,8 +31,8 @@ def load_plan(repo: Path) -> Plan:
         sys.path.insert(0, parent)
     try:
         return _parsed(text)
-    except ValueError as error:
-        raise NotReadyError(f"{path} is not a plan ({error}); run: feast -c {repo} apply") from error
+    except NotReadyError as error:
+        raise NotReadyError(f"{path}: {error}") from error
 
 
 @lru_cache(maxsize=8)
