@@ -16,7 +16,11 @@ from tally import exact
 
 BOUND = 2.0**64
 UNIT = Fraction(1, 2**96)
-SUMMABLE = st.floats(-BOUND, BOUND, allow_nan=False, exclude_min=True, exclude_max=True)
+SUMMABLE = st.one_of(
+    st.floats(-BOUND, BOUND, allow_nan=False, exclude_min=True, exclude_max=True),
+    st.builds(math.ldexp, st.floats(-1, 1), st.integers(-110, -40)),
+)
+"""Whatever can be summed, often with bits on both sides of 2^-96."""
 COARSE = st.builds(
     lambda mantissa, exponent, sign: sign * mantissa * 10.0**exponent,
     st.floats(1, 9.999), st.integers(-13, 17), st.sampled_from([-1.0, 1.0]),
@@ -101,6 +105,8 @@ def test_batching_leaves_no_trace(values: list[float], sizes: list[int]) -> None
 @example(2.0**-96)
 @example(-(2.0**-95))
 @example(1.0 - 2.0**-53)
+@example(math.nextafter(2.0**-50, 1))
+@example(-math.nextafter(2.0**-95, 1))
 @example(5e-324)
 @example(134217729.0)
 def test_squares_are_exact(value: float) -> None:

@@ -48,6 +48,23 @@ def test_rows_are_sorted_as_tuples(rows: st.SearchStrategy[list[Row]], data: st.
     assert [drawn[i] for i in positions.tolist()] == sorted(drawn)
 
 
+def test_many_rows_of_wide_codes_and_times() -> None:
+    """Thousands of rows, where NumPy's sorts are no longer stable by themselves, on both ways of sorting."""
+    dice = random.Random(3)
+    for codes, times in (([0, 1, 2**16, 2**16 + 1, 2**33], [-(2**62), 0, 2**62]), ([0, 1, 2], [-1, 0, 1])):
+        rows = [
+            (
+                dice.choice(codes),
+                dice.choice(times) + dice.randint(0, 40),
+                dice.randint(0, 3),
+                dice.randint(0, 9),
+                bytes([n % 7]),
+            )
+            for n in range(3_000)
+        ]
+        assert [rows[i] for i in positions_of(rows).tolist()] == sorted(rows)
+
+
 @given(st.lists(FEW, min_size=1, max_size=30), st.randoms(use_true_random=False))
 def test_the_latest_row_does_not_depend_on_the_order(rows: list[Row], dice: random.Random) -> None:
     """Shuffled, the last row of each code is the same one."""

@@ -197,6 +197,15 @@ def test_tiles_cut_within_a_record_are_refused(
             unpack_tiles(one.record, tag, [None, good, damaged], [b"none", b"first", b"second"])
 
 
+@pytest.mark.parametrize("records_too_short", [1, 5, 12])
+def test_tiles_cut_within_the_fences_by_whole_records_are_refused(records_too_short: int) -> None:
+    """A cut in the fences that leaves no odd bytes is one all the same."""
+    record = layouts_record()
+    value = pack_tiles(b"\0" * 8, 0, dict.fromkeys(range(record.itemsize), 1), b"")  # so the fences are 12 records long
+    with pytest.raises(StoredBytesError, match="not a whole number of tiles"):
+        unpack_tiles(record, b"\0" * 8, [value[: -records_too_short * record.itemsize]], [b"k"])
+
+
 def test_the_bytes_of_tiles_are_those_of_the_description() -> None:
     """Format, hash, newest instant, fences by rising partition, records."""
     tag = bytes.fromhex(VIEW_HASH)[:8]
