@@ -72,7 +72,12 @@ def ranks(column: Column) -> Ranks:
     if column.dtype in FLOATS:
         bits = column.values.astype(np.float64).view(np.uint64)
         return np.where(bits & _SIGN, ~bits, bits | _SIGN)
-    return column.values.astype(np.int64).view(np.uint64) ^ _SIGN
+    return integer_ranks(column.values)
+
+
+def integer_ranks(integers: NDArray[Any]) -> Ranks:
+    """Each signed integer (or bool) as an unsigned one in the same order."""
+    return integers.astype(np.int64).view(np.uint64) ^ _SIGN
 
 
 def from_ranks(dtype: Dtype, rank: Ranks) -> NDArray[Any]:

@@ -118,11 +118,6 @@ class RowLayout:
             fields.append((f"f{position}", "<u4" if dtype in VARIABLE_WIDTH else STORAGE[dtype]))
         return np.dtype(fields)
 
-    @cached_property
-    def variable(self) -> tuple[int, ...]:
-        """Positions of the fields of variable width."""
-        return tuple(i for i, (_, dtype) in enumerate(self.fields) if dtype in VARIABLE_WIDTH)
-
     def pack(
         self,
         timestamps: NDArray[np.int64],

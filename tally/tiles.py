@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tally import exact
-from tally.aggregates import Cell, EventOrder, State, cells_of, finalize, limb_count, limbs_of, ranks
+from tally.aggregates import Cell, EventOrder, State, cells_of, finalize, integer_ranks, limb_count, limbs_of, ranks
 from tally.columns import Column
 from tally.dtypes import Dtype
 from tally.windows import Window
@@ -27,7 +27,6 @@ Positions = NDArray[np.int64]
 
 _ENTRY: Final = np.dtype([("timestamp", ">u8"), ("partition", ">u4"), ("offset", ">u8"), ("value", ">u8")])
 """A first or last entry: ranks, big-endian, so that Redis compares them 32 bits at a time."""
-_SIGN: Final = np.uint64(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ def _fill_column(
         else:
             chosen = rows[starts] if cell == "first" else rows[stops - 1]
             entry = np.zeros(len(filled), _ENTRY)
-            entry["timestamp"] = order.timestamp[chosen].view(np.uint64) ^ _SIGN
+            entry["timestamp"] = integer_ranks(order.timestamp[chosen])
             entry["partition"] = order.partition[chosen]
             entry["offset"] = order.offset[chosen]
             entry["value"] = values[chosen]

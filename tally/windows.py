@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.time import DAY, HOUR, MINUTE, SECOND
+from tally.time import DAY, HOUR, MINUTE, SECOND, floor
 
 NICE_HOPS: Final = (
     SECOND, 5 * SECOND, 10 * SECOND, 15 * SECOND, 30 * SECOND,
@@ -32,8 +32,7 @@ class Window:
 
     def lower(self, as_of: NDArray[np.int64] | int) -> Any:
         """The first instant that the window sees as of `as_of` (inclusive)."""
-        start = as_of - self.length
-        return start - start % self.hop
+        return floor(as_of - self.length, self.hop)
 
     def first_tile(self, as_of: NDArray[np.int64] | int) -> Any:
         """Index of the oldest tile inside the window."""
