@@ -7,6 +7,7 @@ programs run, not how good anything is, so nothing is written.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -33,8 +34,14 @@ def main() -> None:
     console.print("Both sides run in turns on the same machine; it may be shared, so the ratios count, not the times.")
     missed = 0
     for subject in dict.fromkeys(arguments.subjects or SUBJECTS):
+        before = os.getloadavg()[0]
         report, _ = alone(report_of, subject, arguments.quick)  # subjects do not weigh on each other
         show(console, subject, report)
+        console.print(
+            f"- The machine's load was {before:.1f} before and {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} "
+            "processors: where others were at work, the side that uses more threads lost more.",
+            highlight=False,
+        )
         missed += sum(result.meets is False for result in report.results)
         if not arguments.quick:
             write(RESULTS, subject, report.results)
