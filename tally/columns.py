@@ -40,8 +40,12 @@ class Column:
             return Column(self.dtype, self.values[positions], self.valid[positions])
         if len(self) == 0:
             return nulls(self.dtype, len(positions))
+        if found.all():
+            return self.take(positions)
         safe = np.where(found, positions, 0)
-        return canonical(self.dtype, self.values[safe], self.valid[safe] & found)
+        values = self.values[safe]
+        values[~found] = None if self.dtype in VARIABLE_WIDTH else 0
+        return Column(self.dtype, values, self.valid[safe] & found)
 
     def to_user(self) -> Values:
         """The array that a user's function gets: NaN, NaT, None or a masked array where null."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Positions = NDArray[np.int64]
 Integers = NDArray[np.int64]
+Unsigned = NDArray[np.uint64]
 
 
 def sorted_positions(
@@ -28,9 +29,10 @@ def sorted_positions(
     `codes` are integers from 0 that stand for entities. `packed` gives the bytes of the rows at some positions and is asked
     only for rows that tie in everything else; without it such rows keep any order.
     """
-    order = _by_code_and_time(codes, timestamp)
-    ordered_codes, ordered_times = codes[order], timestamp[order]
-    same = (ordered_codes[1:] == ordered_codes[:-1]) & (ordered_times[1:] == ordered_times[:-1])
+    if len(codes) == 0:
+        return np.zeros(0, np.int64)
+    later = (timestamp - timestamp.min()).view(np.uint64)  # right even where the difference does not fit int64
+    order, same = _by_code_and_time(codes.view(np.uint64), later, int(later.max()).bit_length())
     tied = _tied(same)
     if len(tied) == 0:
         return order
@@ -44,18 +46,39 @@ def sorted_positions(
     return order
 
 
-def _by_code_and_time(codes: Integers, timestamp: Integers) -> Positions:
-    if len(codes) == 0:
-        return np.zeros(0, np.int64)
-    earliest = int(timestamp.min())
-    span = int(timestamp.max()) - earliest + 1
-    if (int(codes.max()) + 1) * span < 2**63:
-        return np.argsort(codes * span + (timestamp - earliest))
-    order = np.argsort(timestamp)
-    # NumPy sorts 16-bit integers stably by radix: two passes beat one comparison sort of the codes.
-    order = order[np.argsort((codes[order] & 0xFFFF).astype(np.uint16), kind="stable")]
-    high = codes[order] >> 16
-    return order[np.argsort(high.astype(np.uint16) if int(high.max()) < 2**16 else high, kind="stable")]
+def _by_code_and_time(codes: Unsigned, times: Unsigned, width: int) -> tuple[Positions, NDArray[np.bool_]]:
+    """(positions that sort by (code, time), whether each of them ties with the one after it).
+
+    `times` have at most `width` bits. Plain integers sort several times faster than positions do (`argsort`), so each row
+    becomes one: its code, as many leading bits of its time as there is room for, its position. Rows that tie in these are
+    few, and are sorted again by the bits that were left out.
+    """
+    below = (len(codes) - 1).bit_length()
+    room = 64 - below - int(codes.max()).bit_length()
+    if room < min(width, 2):
+        codes = np.unique(codes, return_inverse=True)[1].astype(np.uint64)
+        room = 64 - below - int(codes.max()).bit_length()
+    kept = min(room, width)
+    cut = width - kept
+    key = codes << kept
+    key |= times >> cut
+    key <<= below
+    key |= np.arange(len(codes), dtype=np.uint64)
+    key.sort()
+    order = (key & ((1 << below) - 1)).view(np.int64)
+    key >>= below
+    same = key[1:] == key[:-1]
+    tied = _tied(same) if cut else order[:0]
+    if len(tied):
+        rows = order[tied]
+        group = np.cumsum(np.concatenate([[False], ~same])[tied], dtype=np.uint64)
+        again, still = _by_code_and_time(group, times[rows] & ((1 << cut) - 1), cut)
+        order[tied] = rows[again]
+        same[:] = False
+        same[tied[:-1][still]] = True
+    elif cut:
+        same[:] = False
+    return order, same
 
 
 def _tied(same: NDArray[np.bool_]) -> Positions:
