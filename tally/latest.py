@@ -71,8 +71,8 @@ def _by_code_and_time(codes: Unsigned, times: Unsigned, width: int) -> tuple[Pos
     tied = _tied(same) if cut else order[:0]
     if len(tied):
         rows = order[tied]
-        group = np.cumsum(np.concatenate([[False], ~same])[tied], dtype=np.uint64)
-        again, still = _by_code_and_time(group, times[rows] & ((1 << cut) - 1), cut)
+        group = np.cumsum(np.concatenate([[False], ~same])[tied]).view(np.uint64)
+        again, still = _by_code_and_time(group, times[rows] & np.uint64((1 << cut) - 1), cut)
         order[tied] = rows[again]
         same[:] = False
         same[tied[:-1][still]] = True
