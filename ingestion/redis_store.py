@@ -20,7 +20,7 @@ from redis import Redis, RedisCluster
 from redis import exceptions as errors
 
 from tally.errors import DataError, DefinitionMismatchError, StoredBytesError, UnavailableError
-from tally.layout import plan_key, progress_key, services_key, views_key
+from tally.layout import plan_key, progress_key, services_key, version_key, views_key
 from tally.plan import Plan, View
 
 Client = Redis | RedisCluster
@@ -102,7 +102,12 @@ def publish_plan(redis: Client, plan: Plan) -> None:
                 pipe.hset(names, mapping=cast(Any, services))
             for service in gone:
                 pipe.hdel(names, service)
+                pipe.delete(version_key(plan.project, service))
                 pipe.delete(plan_key(plan.project, service))
+            pipe.execute()
+        with redis.pipeline(transaction=False) as pipe:  # last: workers load the plan when they see its version
+            for service, version in services.items():
+                pipe.set(version_key(plan.project, service), version)
             pipe.execute()
 
 

@@ -13,6 +13,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -40,12 +41,28 @@ def describe(function: Transformation) -> Function:
     if module is None or not inspect.isfunction(function) or getattr(module, name, None) is not function:
         raise DefinitionError(f"{_name(function)} must be a plain function at the top level of a module.")
     try:
-        source = inspect.getsource(module)
+        source = _source(module)
     except (OSError, TypeError) as error:
         raise DefinitionError(
             f"The source of {_name(function)} cannot be read ({error}); keep it in a .py file."
         ) from error
     return Function(f"{module.__name__}:{name}", source_hash(source, name))
+
+
+_SOURCES: Final[dict[str, tuple[object, str]]] = {}
+
+
+def _source(module: ModuleType) -> str:
+    """The text of a module as it was when first asked for; a reload, which makes a new spec, asks again.
+
+    A process runs the code that it imported. Were the file read each time, one that was replaced meanwhile would vouch for
+    functions that are not the running ones.
+    """
+    spec = module.__spec__
+    known = _SOURCES.get(module.__name__)
+    if known is None or known[0] is not spec:
+        known = _SOURCES[module.__name__] = spec, inspect.getsource(module)
+    return known[1]
 
 
 def source_hash(module_source: str, name: str) -> str:

@@ -49,6 +49,11 @@ def plan_key(project: str, service: str) -> str:
     return f"tally:{project}:plan:{service}"
 
 
+def version_key(project: str, service: str) -> str:
+    """A string: the service's hash. Written after `plan_key`, so whoever sees a new one finds the plan that it names."""
+    return f"tally:{project}:version:{service}"
+
+
 def services_key(project: str) -> str:
     """A hash: service name -> service hash, of every published service."""
     return f"tally:{project}:services"

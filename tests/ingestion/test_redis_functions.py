@@ -16,7 +16,7 @@ from ingestion.redis_store import Delta, LatestWriter, TileWriter
 from ingestion.stream import Counts
 from tally.columns import column
 from tally.errors import DataError, DefinitionMismatchError, StoredBytesError, UnavailableError
-from tally.layout import pack_tiles, plan_key, services_key
+from tally.layout import pack_tiles, plan_key, services_key, version_key
 from tally.plan import Field, Plan, Service, View, ViewUse, hashed_view
 from tally.time import SECOND
 from tests import oracle
@@ -260,7 +260,8 @@ def test_a_published_plan_replaces_the_one_before(redis: Redis) -> None:
 
     hashes: Any = redis.hgetall(services_key("flights"))
     assert hashes == {b"two": b"hash of two", b"three": b"hash of three"}
-    assert redis.get(plan_key("flights", "one")) is None
+    assert redis.exists(plan_key("flights", "one"), version_key("flights", "one")) == 0
+    assert redis.get(version_key("flights", "three")) == redis.hget(services_key("flights"), "three")
     text: Any = redis.get(plan_key("flights", "three"))
     assert Plan.from_json(text) == plan("two", "three").for_service("three")
 

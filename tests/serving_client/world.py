@@ -14,7 +14,7 @@ from tally.aggregates import EventOrder, output_dtype
 from tally.columns import column
 from tally.dtypes import DTYPES, Dtype
 from tally.functions import describe
-from tally.layout import entity_texts, pack_tiles, plan_key, services_key, views_key
+from tally.layout import entity_texts, pack_tiles, plan_key, services_key, version_key, views_key
 from tally.plan import (
     Field,
     FunctionUse,
@@ -218,5 +218,6 @@ def publish(redis: Redis, plan: Plan = PLAN, views: Sequence[View] | None = None
     for service in plan.services:
         redis.set(plan_key(plan.project, service.name), plan.for_service(service.name).to_json())
         redis.hset(services_key(plan.project), service.name, service.hash)
+        redis.set(version_key(plan.project, service.name), service.hash)
     for view in plan.views if views is None else views:
         redis.hset(views_key(plan.project), f"{view.name}@{view.hash}", "{}")

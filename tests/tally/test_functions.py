@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,6 +193,26 @@ def test_another_source_is_refused(function: Function, message: str) -> None:
     """A missing module, a missing function, another source: DefinitionMismatchError saying which and what to do."""
     with pytest.raises(DefinitionMismatchError, match=message):
         load(function)
+
+
+def test_a_file_that_was_replaced_does_not_vouch_for_the_running_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash is that of the source that was imported: what is installed later counts after a reload or a restart."""
+    file = tmp_path / "replaced_later.py"
+    file.write_text("def double(x):\n    return {'y': x * 2}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    old = describe(importlib.import_module("replaced_later").double)
+    text = "def double(x):\n    return {'y': x + x + 0}\n"
+    file.write_text(text)
+    new = Function(old.reference, source_hash(text, "double"))
+    assert load(old) is sys.modules["replaced_later"].double
+    with pytest.raises(DefinitionMismatchError, match=f"{old.source_hash} here.*{new.source_hash}"):
+        load(new)
+    importlib.invalidate_caches()
+    importlib.reload(sys.modules["replaced_later"])
+    assert load(new) is sys.modules["replaced_later"].double
+    monkeypatch.delitem(sys.modules, "replaced_later")
 
 
 def test_inputs_must_have_names() -> None:

@@ -253,8 +253,14 @@ def test_keys_as_they_stand_in_redis() -> None:
     columns = [column("Int64", [-5, 0]), column("String", ["a|b\\", ""]), column("Bool", [True, False])]
     assert entity_texts(columns) == [rb"-5|a\|b\\|1", b"0||0"]
     assert layout.key_prefix("flights", "origin", VIEW_HASH) == f"flights/origin@{VIEW_HASH[:8]}/".encode()
-    names = [layout.plan_key("p", "s"), layout.services_key("p"), layout.views_key("p"), layout.progress_key("p")]
-    assert names == ["tally:p:plan:s", "tally:p:services", "tally:p:views", "tally:p:progress"]
+    names = [
+        layout.plan_key("p", "s"),
+        layout.version_key("p", "s"),
+        layout.services_key("p"),
+        layout.views_key("p"),
+        layout.progress_key("p"),
+    ]
+    assert names == ["tally:p:plan:s", "tally:p:version:s", "tally:p:services", "tally:p:views", "tally:p:progress"]
 
 
 def test_no_rows() -> None:
