@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-ROOMS  := benchmarks demo feast_plugins feature_repo infra ingestion serving_client tally tally_cli training
+ROOMS  := benchmarks connections demo feast_plugins feature_repo infra ingestion serving_client tally tally_cli training
 ARGS   ?=
 
 .DEFAULT_GOAL := help

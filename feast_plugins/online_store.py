@@ -20,8 +20,8 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from google.protobuf.timestamp_pb2 import Timestamp
-from redis.asyncio import Redis as AsyncRedis
 
+from connections import open_async_client
 from feast_plugins.requested import plan_of_service, requested_service
 from feast_plugins.services import open_redis, settings_of
 from feast_plugins.values import from_values, request_items, to_values
@@ -110,7 +110,7 @@ class TallyOnlineStore(OnlineStore):
         # A connection belongs to the event loop that opened it.
         key = id(asyncio.get_running_loop()), plan.hash, service.hash
         if key not in self._async_clients:
-            redis = AsyncRedis.from_url(settings_of(Path(config.repo_path or "."), "redis").redis_url)
+            redis = open_async_client(settings_of(Path(config.repo_path or "."), "redis").redis_url)
             self._async_clients[key] = AsyncFeatureClient(redis, plan_of_service(plan, service))
         return self._async_clients[key]
 

@@ -21,9 +21,10 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from connections import Client
 from ingestion import redis_store, stream
 from ingestion.messages import decode
-from ingestion.redis_store import Client, LatestWriter, TileWriter
+from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.stream import Counts
 from tally.columns import Column
 from tally.errors import DefinitionError, NotReadyError, UnavailableError

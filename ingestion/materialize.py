@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
+from connections import Client
 from ingestion.offline import Rows, high_watermarks, read_rows
 from ingestion.redis_store import (
-    Client,
     LatestWriter,
     TileWriter,
     advance_progress,

@@ -7,8 +7,7 @@ refuses us, raises UnavailableError; one that lost its functions (a flush, a fai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -16,14 +15,14 @@ from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from redis import Redis, RedisCluster
+from redis import RedisCluster
 from redis import exceptions as errors
 
+from connections import Client, explained, reaching
 from tally.errors import DataError, DefinitionMismatchError, StoredBytesError, UnavailableError
 from tally.layout import plan_key, progress_key, services_key, version_key, views_key
 from tally.plan import Plan, View
 
-Client = Redis | RedisCluster
 Patience = Callable[[UnavailableError], None]
 """What to do when Redis is away: return to try the same calls again, raise to give up."""
 
@@ -38,44 +37,6 @@ newest event stored before; or BEHIND, when some of it was applied before, and f
 nothing was applied, send again the events beyond the fences."""
 
 _CHUNK: Final = 1000
-_REFUSALS: Final = (
-    errors.ConnectionError,
-    errors.TimeoutError,
-    errors.ReadOnlyError,
-    errors.ClusterDownError,
-    errors.ClusterError,
-    errors.MasterDownError,
-    errors.TryAgainError,
-    errors.OutOfMemoryError,
-    errors.NoPermissionError,
-    errors.RedisClusterException,
-)
-
-
-def address(redis: Client) -> str:
-    """Where a client connects to, without credentials."""
-    if isinstance(redis, RedisCluster):
-        return ", ".join(sorted(str(node.name) for node in redis.nodes_manager.startup_nodes.values()))
-    pool = redis.connection_pool
-    if hasattr(pool, "service_name"):
-        return f"Sentinel service {pool.service_name}"
-    settings = pool.connection_kwargs
-    return str(settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}")
-
-
-@contextmanager
-def reaching(redis: Client) -> Iterator[None]:
-    """Turn connection failures and refusals into UnavailableError."""
-    try:
-        yield
-    except _REFUSALS as error:
-        raise _unavailable(redis, error) from error
-
-
-def _unavailable(redis: Client, error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"Redis at {address(redis)} cannot be used ({error}); check REDIS_URL and that the server is up and lets us write."
-    )
 
 
 def load_library(redis: Client) -> None:
@@ -274,4 +235,4 @@ def _explain(redis: Client, key: Any, error: Exception) -> Exception:
         )
     if "TALLYRANGE" in text:
         return DataError(f"{key!r}: a sum has grown beyond what a tile can hold; aggregate a smaller quantity.")
-    return _unavailable(redis, error)
+    return explained(redis, error)

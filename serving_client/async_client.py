@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self, cast
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
-from serving_client.client import bad_url, lost, now, require_bytes
+from connections import AsyncClient, explained, open_async_client
+from connections.errors import RAISED
+from serving_client.client import now, require_bytes
 from serving_client.lookup import Lookup
 from serving_client.readiness import check_views, plan_of
 from serving_client.request import Rows
@@ -21,7 +20,7 @@ from tally.time import instants
 class AsyncFeatureClient:
     """`serving_client.FeatureClient` for asyncio: same arguments, answers and errors. Belongs to one event loop."""
 
-    def __init__(self, redis: Redis, plan: Plan) -> None:
+    def __init__(self, redis: AsyncClient, plan: Plan) -> None:
         """As `FeatureClient`, over a `redis.asyncio` client."""
         require_bytes(redis)
         self._redis = redis
@@ -30,10 +29,7 @@ class AsyncFeatureClient:
     @classmethod
     async def connect(cls, redis_url: str, *, project: str, service: str) -> AsyncFeatureClient:
         """As `FeatureClient.connect`."""
-        try:
-            redis = Redis.from_url(redis_url, decode_responses=False)
-        except ValueError as error:
-            raise bad_url(error) from error
+        redis = open_async_client(redis_url)
         try:
             try:
                 async with redis.pipeline(transaction=False) as pipeline:
@@ -41,8 +37,8 @@ class AsyncFeatureClient:
                     pipeline.hkeys(services_key(project))
                     pipeline.hkeys(views_key(project))
                     document, services, views = await pipeline.execute()
-            except (RedisError, OSError) as error:
-                raise lost(redis, error) from error
+            except RAISED as error:
+                raise explained(redis, error) from error
             plan = plan_of(document, services, project, service)
             check_views(plan, views)
             return cls(redis, plan)
@@ -63,8 +59,8 @@ class AsyncFeatureClient:
         if request.keys:
             try:
                 values = cast(list[bytes | None], await self._redis.mget(request.keys))
-            except (RedisError, OSError) as error:
-                raise lost(self._redis, error) from error
+            except RAISED as error:
+                raise explained(self._redis, error) from error
         return self._lookup.decode(request, values, now() if moments is None else moments)
 
     async def close(self) -> None:

@@ -6,14 +6,13 @@ import time
 from types import TracebackType
 from typing import Any, Self, cast
 
-from redis import Redis
-from redis.exceptions import RedisError
-
+from connections import Client, explained, open_client
+from connections.errors import RAISED
 from serving_client.lookup import Lookup
-from serving_client.readiness import address, check_views, plan_of, unavailable
+from serving_client.readiness import check_views, plan_of
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
-from tally.errors import DataError, UnavailableError
+from tally.errors import DataError
 from tally.layout import plan_key, services_key, views_key
 from tally.plan import Plan
 from tally.time import instants
@@ -26,7 +25,7 @@ class FeatureClient:
     Cluster (one MGET per node) is not supported yet.
     """
 
-    def __init__(self, redis: Redis, plan: Plan) -> None:
+    def __init__(self, redis: Client, plan: Plan) -> None:
         """A client over a redis-py client (without `decode_responses`) and a plan of one service (`plan.for_service`).
 
         Raises DefinitionMismatchError when a request function is not the one that was applied. Asks Redis nothing.
@@ -42,10 +41,7 @@ class FeatureClient:
         Raises UnavailableError (no Redis), NotReadyError (no plan, or a view's definition was never loaded),
         UnknownServiceError, DefinitionMismatchError (the request functions here are not those that were applied).
         """
-        try:
-            redis = Redis.from_url(redis_url, decode_responses=False)
-        except ValueError as error:
-            raise bad_url(error) from error
+        redis = open_client(redis_url)
         try:
             try:
                 with redis.pipeline(transaction=False) as pipeline:
@@ -53,8 +49,8 @@ class FeatureClient:
                     pipeline.hkeys(services_key(project))
                     pipeline.hkeys(views_key(project))
                     document, services, views = pipeline.execute()
-            except (RedisError, OSError) as error:
-                raise lost(redis, error) from error
+            except RAISED as error:
+                raise explained(redis, error) from error
             plan = plan_of(document, services, project, service)
             check_views(plan, views)
             return cls(redis, plan)
@@ -80,8 +76,8 @@ class FeatureClient:
         if request.keys:
             try:
                 values = cast(list[bytes | None], self._redis.mget(request.keys))
-            except (RedisError, OSError) as error:
-                raise lost(self._redis, error) from error
+            except RAISED as error:
+                raise explained(self._redis, error) from error
         return self._lookup.decode(request, values, now() if moments is None else moments)
 
     def close(self) -> None:
@@ -106,17 +102,3 @@ def require_bytes(redis: Any) -> None:
     """Raises DataError for a redis-py client that turns values into text."""
     if redis.get_encoder().decode_responses:
         raise DataError("The Redis client has decode_responses=True, which breaks packed values; make one without it.")
-
-
-def lost(redis: Any, error: Exception) -> UnavailableError:
-    """The error for a call of `redis` that failed."""
-    connection = redis.connection_pool.connection_kwargs
-    return unavailable(address(connection), error, connection.get("password"))
-
-
-def bad_url(error: ValueError) -> UnavailableError:
-    """The error for an address that redis-py does not understand; it may hold a password, so it is not repeated."""
-    return UnavailableError(
-        "REDIS_URL is not an address that redis-py understands "
-        f"({type(error).__name__}); give redis://HOST:PORT/DB, rediss://... or unix://PATH."
-    )

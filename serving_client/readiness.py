@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from tally.errors import NotReadyError, UnavailableError, UnknownServiceError
+from tally.errors import NotReadyError, UnknownServiceError
 from tally.plan import Plan, View
 
 
@@ -43,21 +42,3 @@ def _command(view: View) -> str:
     if view.kind == "window":
         return f"tally bootstrap {view.name}"
     return "tally stream" if view.stream else "feast materialize"
-
-
-def address(connection: Mapping[str, Any]) -> str:
-    """Where a redis-py connection goes, from its keyword arguments; never the password."""
-    if connection.get("path"):
-        return f"unix://{connection['path']}"
-    return f"{connection.get('host', 'localhost')}:{connection.get('port', 6379)}"
-
-
-def unavailable(where: str, error: Exception, password: object = None) -> UnavailableError:
-    """The error for a Redis that cannot be reached or refuses us."""
-    reason = str(error)
-    if password:
-        reason = reason.replace(str(password), "***")
-    return UnavailableError(
-        f"Redis at {where} did not answer ({type(error).__name__}: {reason}). "
-        "Check REDIS_URL, and that the server is up; `tally up` starts an embedded one."
-    )

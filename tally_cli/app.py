@@ -19,7 +19,7 @@ from tally_cli.output import LogHandler
 from tally_cli.services import down, status, up
 from tally_cli.stream import stream
 
-ROOMS = ("tally", "ingestion", "training", "serving_client", "infra", "tally_cli")
+ROOMS = ("tally", "connections", "ingestion", "training", "serving_client", "infra", "tally_cli")
 """Loggers that are heard; what libraries have to say is shown from warnings on."""
 
 app = typer.Typer(

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.repository import load_plan
-from tally.errors import UnavailableError
 from tally.plan import Plan, Source, View
 from tally_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from redis import Redis
-
+    from connections import Client
     from infra.settings import Settings
 
 Repo = Annotated[
@@ -44,18 +42,11 @@ def settings_with(repo: Path, *parts: str) -> Settings:
     return local.ensure(settings, *parts) if parts else settings
 
 
-def open_redis(settings: Settings) -> Redis:
+def open_redis(settings: Settings) -> Client:
     """A client of the online store that has answered. Raises UnavailableError, naming the address but no password."""
-    from redis import Redis
+    from connections import open_client, reaching
 
-    from ingestion.redis_store import reaching
-
-    try:
-        redis = Redis.from_url(settings.redis_url)
-    except ValueError as error:
-        raise UnavailableError(
-            "REDIS_URL is not a Redis address; it looks like redis://HOST:6379 or rediss://USER:PASSWORD@HOST:6379."
-        ) from error
+    redis = open_client(settings.redis_url)
     with reaching(redis):
         redis.ping()
     return redis

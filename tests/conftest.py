@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 
 from infra.local import embedded
 from infra.settings import Settings
+from tests import redis_servers
 
 # No deadlines: these machines are shared, and a slow example is not a wrong one.
 hypothesis_settings.register_profile(
@@ -35,3 +36,24 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Redis, Kafka and the Snowflake emulator, whatever the environment names."""
     with embedded(tmp_path_factory.mktemp("services")) as settings:
         yield settings
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_servers.ClusterServers]:
+    """A Redis Cluster; whoever breaks it mends it (`settle`)."""
+    with redis_servers.cluster(tmp_path_factory.mktemp("redis-cluster")) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_servers.SentinelServers]:
+    """A master, replicas and Sentinels; whoever breaks them mends them (`settle`)."""
+    with redis_servers.sentinels(tmp_path_factory.mktemp("redis-sentinels")) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def redis_secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_servers.SecureServer]:
+    """A server behind TLS, with users."""
+    with redis_servers.secure(tmp_path_factory.mktemp("redis-secure")) as server:
+        yield server

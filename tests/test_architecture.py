@@ -12,21 +12,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
-    "feature_repo", "tally", "ingestion", "training", "serving_client", "feast_plugins", "infra", "tally_cli", "demo",
-    "benchmarks",
+    "feature_repo", "tally", "connections", "ingestion", "training", "serving_client", "feast_plugins", "infra", "tally_cli",
+    "demo", "benchmarks",
 )  # fmt: skip
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tally": (),
     "feature_repo": ("tally.functions",),
-    "ingestion": ("tally", "infra.settings"),
+    "connections": ("tally.errors",),
+    "ingestion": ("tally", "connections", "infra.settings"),
     "training": ("tally", "ingestion.offline", "ingestion.arrow", "infra.settings", "infra.repository"),
-    "serving_client": ("tally",),
-    "feast_plugins": ("tally", "ingestion", "training", "serving_client", "infra"),
+    "serving_client": ("tally", "connections"),
+    "feast_plugins": ("tally", "connections", "ingestion", "training", "serving_client", "infra"),
     "infra": ("tally",),
-    "tally_cli": ("tally", "ingestion", "training", "serving_client", "infra", "demo"),
-    "demo": ("tally", "ingestion", "training", "serving_client", "infra", "tally_cli", "feature_repo"),
-    "benchmarks": ("tally", "ingestion", "training", "serving_client", "infra", "demo", "feature_repo"),
+    "tally_cli": ("tally", "connections", "ingestion", "training", "serving_client", "infra", "demo"),
+    "demo": ("tally", "connections", "ingestion", "training", "serving_client", "infra", "tally_cli", "feature_repo"),
+    "benchmarks": ("tally", "connections", "ingestion", "training", "serving_client", "infra", "demo", "feature_repo"),
 }
 """Modules of other rooms, with all that is below them."""
 
@@ -112,11 +113,21 @@ def test_tally_imports_only_numpy_and_pure_modules() -> None:
 
 def test_the_serving_client_imports_only_redis_and_numpy() -> None:
     """Workers start fast: `frames.py` alone needs pandas and pyarrow, and is imported only when a frame is asked for."""
-    allowed = {"serving_client", "tally", "numpy", "redis", *sys.stdlib_module_names}
+    allowed = {"serving_client", "tally", "connections", "numpy", "redis", *sys.stdlib_module_names}
     frames = Path("serving_client/frames.py")
     wrong = [i for i in room_imports("serving_client") if i.package not in allowed]
     wrong = [i for i in wrong if i.package not in ("pandas", "pyarrow") or (i.file != frames and i.at_once)]
     wrong += [i for i in room_imports("serving_client") if within(i.module, "serving_client.frames") and i.at_once]
+    assert not wrong, listed(wrong)
+
+
+def test_connections_import_only_redis() -> None:
+    """Every inference worker pays for what the way to Redis imports."""
+    wrong = [
+        i
+        for i in room_imports("connections")
+        if i.package not in {"connections", "tally", "redis", *sys.stdlib_module_names}
+    ]
     assert not wrong, listed(wrong)
 
 

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.local.parts import PARTS, checked, raise_first, start_all
 from infra.local.process import kill, spawn_detached
+from infra.local.service import Spawn
 from infra.settings import Settings
 
 _GUARDIAN = Path(__file__).with_name("guardian.py")
@@ -28,7 +29,7 @@ def embedded(home: Path, parts: Sequence[str] = (), *, kafka_lib: Path | None = 
     wanted = checked(parts)
     changes: dict[str, object] = {"tally_home": home, "tally_kafka_lib": kafka_lib or outside.kafka_lib}
     settings = outside.model_copy(update=changes)
-    with _watched() as spawn:
+    with watched() as spawn:
         services, failures = start_all(settings, wanted, spawn)
         raise_first(failures)
         found: dict[str, object] = {}
@@ -38,7 +39,8 @@ def embedded(home: Path, parts: Sequence[str] = (), *, kafka_lib: Path | None = 
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[Sequence[str], Path], subprocess.Popen[bytes]]]:
+def watched() -> Iterator[Spawn]:
+    """A way to start processes that end with this block, or with this process however it ends."""
     guardian = subprocess.Popen(
         [sys.executable, "-I", str(_GUARDIAN)], stdin=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -26,7 +26,7 @@ _DEADLINE_S = 30.0
 
 def start(settings: Settings, spawn: Spawn) -> Service:
     """Start a server whose data, below `<home>/redis`, survives a restart. Raises LocalServiceError."""
-    binary, implementation = _server()
+    binary, implementation = server_binary()
     directory = settings.home / "redis"
     directory.mkdir(parents=True, exist_ok=True)
     log_file = settings.home / "logs" / "redis.log"
@@ -69,7 +69,8 @@ def _configuration(port: int, directory: str) -> str:
     return f'bind 127.0.0.1\nport {port}\ndir "{directory}"\nappendonly yes\nsave ""\ndaemonize no\nset-proc-title no\n'
 
 
-def _server() -> tuple[str, str]:
+def server_binary() -> tuple[str, str]:
+    """(path of the server that is used here, its name and version). Raises LocalServiceError."""
     tried = []
     for binary in _candidates():
         version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout

@@ -112,7 +112,7 @@ def test_password_that_is_wrong(redis_url: str) -> None:
 
 def test_address_that_is_none() -> None:
     """Text that is not a Redis URL is refused without being repeated, for it may hold a password."""
-    with pytest.raises(UnavailableError, match="REDIS_URL is not an address") as raised:
+    with pytest.raises(UnavailableError, match="REDIS_URL is not a Redis address") as raised:
         connect("sesame@host")
     assert "sesame" not in str(raised.value)
 

@@ -1,0 +1,38 @@
+"""How a process reaches Redis: one address, three topologies, two kinds of client, and what to say when it fails.
+
+    client = connections.open_client("rediss+sentinel://worker:secret@s1:26379,s2:26379/features/0")
+    with connections.reaching(client):
+        client.ping()
+
+Imports redis and nothing heavier: inference workers pay for it.
+"""
+
+from connections.address import Address, redacted
+from connections.clients import AsyncClient, Client, open_async_client, open_client
+from connections.errors import (
+    ClusterDownError,
+    LoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RefusedError,
+    explained,
+    reaching,
+    where,
+)
+
+__all__ = [
+    "Address",
+    "AsyncClient",
+    "Client",
+    "ClusterDownError",
+    "LoadingError",
+    "OutOfMemoryError",
+    "ReadOnlyError",
+    "RefusedError",
+    "explained",
+    "open_async_client",
+    "open_client",
+    "reaching",
+    "redacted",
+    "where",
+]
