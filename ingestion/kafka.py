@@ -13,18 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connections import Client
 from ingestion import redis_store, stream
+from ingestion.dead_letters import DeadLetters, Letter
 from ingestion.messages import decode
 from ingestion.redis_store import LatestWriter, TileWriter
+from ingestion.report import Place, Progress, Summary, TopicCounts
 from ingestion.stream import Counts
 from tally.columns import Column
 from tally.errors import DefinitionError, NotReadyError, UnavailableError
@@ -32,9 +33,6 @@ from tally.functions import Transformation, load
 from tally.plan import Field, Plan, View
 
 log = logging.getLogger(__name__)
-
-Place = tuple[str, int]
-"""(topic, partition)."""
 
 MAX_BATCH: Final = 50_000
 POLL_SECONDS: Final = 0.1
@@ -45,44 +43,8 @@ SESSION_MILLISECONDS: Final = 10_000
 """How long the partitions of a worker that died lie idle. librdkafka's own value, 45 s, is long for live features, and a
 worker that is declared dead too soon does no harm: what it still writes lies behind the fences."""
 LONGEST_BACK_OFF: Final = 5.0
-DEAD_LETTERS: Final = ".dlq"
 CRITICAL: Final = 2
 """librdkafka's log level (syslog's numbers): what is less comes to `_on_error`, too, and from there to the log."""
-
-_CONSUMER_ONLY: Final = ("group.", "session.", "heartbeat.", "auto.", "enable.", "fetch.", "max.poll.", "queued.")
-
-
-@dataclass(slots=True)
-class TopicCounts:
-    """Messages of one topic. `expired`: deleted by Kafka's retention before they were ever read."""
-
-    consumed: int = 0
-    dead_lettered: int = 0
-    expired: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """After a batch: messages in it and so far, offsets to read next, and messages still to read as far as is known."""
-
-    batch: int
-    consumed: int
-    positions: Mapping[Place, int]
-    lag: int
-
-
-@dataclass(slots=True)
-class Summary:
-    """Totals of a run. For each view: applied + duplicate + too_late + refused = messages consumed of its topic."""
-
-    topics: dict[str, TopicCounts] = field(default_factory=dict)
-    views: dict[str, Counts] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def consumed(self) -> int:
-        """Messages of all topics."""
-        return sum(counts.consumed for counts in self.topics.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +54,6 @@ class _Reader:
     fields: tuple[Field, ...]
     function: Transformation | None
     writer: LatestWriter | TileWriter
-
-
-@dataclass(frozen=True, slots=True)
-class _Letter:
-    message: Message
-    view: str
-    reason: str
 
 
 class _StoppedWhileAwayError(Exception):
@@ -170,8 +125,7 @@ class _Worker:
         self._reading = False
         self._back_off = 0.0
         self._committed_at = self._reported_at = 0.0
-        self._letters_ready: set[str] = set()
-        self._producer: Producer | None = None
+        self._dead_letters = DeadLetters(config)
         self.summary = Summary(
             {topic: TopicCounts() for topic in self._readers}, {view.name: Counts() for view in views}
         )
@@ -394,7 +348,7 @@ class _Worker:
         reached: dict[Place, int] = {}
         for stretch in stream.rising(partition, offset):
             letters = self._apply(readers, messages[stretch], partition[stretch], offset[stretch])
-            self._dead_letter(topic, letters)
+            self._dead_letters.write(topic, letters)
             counts = self.summary.topics[topic]
             counts.consumed += stretch.stop - stretch.start
             counts.dead_lettered += len(letters)
@@ -416,7 +370,7 @@ class _Worker:
         messages: Sequence[Message],
         partition: stream.Integers,
         offset: stream.Integers,
-    ) -> list[_Letter]:
+    ) -> list[Letter]:
         """Apply messages to every view of their topic; the dead letters among them."""
         values = [message.value() for message in messages]
         letters: dict[tuple[int, str], str] = {}
@@ -436,7 +390,7 @@ class _Worker:
                 self.summary.views[reader.view.name].add(counts)
                 for row, reason in reasons.items():
                     letters[int(good[row]), reader.view.name] = reason
-        return [_Letter(messages[row], view, reason) for (row, view), reason in sorted(letters.items())]
+        return [Letter(messages[row], view, reason) for (row, view), reason in sorted(letters.items())]
 
     def _apply_view(
         self, reader: _Reader, columns: Mapping[str, Column], partition: stream.Integers, offset: stream.Integers
@@ -497,56 +451,3 @@ class _Worker:
                 "%s: %d applied, %d duplicates, %d too late, %d refused",
                 name, c.applied, c.duplicate, c.too_late, c.refused.total(),
             )  # fmt: skip
-
-    # Dead letters
-
-    def _dead_letter(self, topic: str, letters: Sequence[_Letter]) -> None:
-        """Write letters to the topic's dead-letter topic and wait until Kafka has them. Raises UnavailableError."""
-        if not letters:
-            return
-        target = topic + DEAD_LETTERS
-        failures: list[str] = []
-
-        def delivered(error: KafkaError | None, _: Message) -> None:
-            if error is not None:
-                failures.append(error.str())
-
-        producer = self._producer_for(target)
-        for letter in letters:
-            message = letter.message
-            headers = [
-                *(message.headers() or []),
-                ("tally-topic", message.topic().encode()),
-                ("tally-partition", str(message.partition()).encode()),
-                ("tally-offset", str(message.offset()).encode()),
-                ("tally-reason", letter.reason.encode()),
-                ("tally-view", letter.view.encode()),
-            ]
-            while True:
-                try:
-                    producer.produce(target, message.value(), message.key(), headers=headers, on_delivery=delivered)
-                    break
-                except BufferError:  # the queue is full: let some of it go
-                    producer.poll(POLL_SECONDS)
-        left = producer.flush()
-        if failures or left:
-            raise UnavailableError(
-                f"Dead letters could not be written to Kafka topic {target} at {self._servers} "
-                f"({failures[0] if failures else 'no answer'}); create the topic and let us write to it. Nothing of their "
-                "batch was committed."
-            )
-
-    def _producer_for(self, target: str) -> Producer:
-        config = {name: value for name, value in self._config.items() if not name.startswith(_CONSUMER_ONLY)}
-        if target not in self._letters_ready:
-            admin = AdminClient(config)  # must outlive the call
-            created = admin.create_topics([NewTopic(target, 1, -1)], request_timeout=KAFKA_SECONDS)
-            try:
-                created[target].result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    log.warning("topic %s could not be created (%s); it may exist", target, error.args[0].str())
-            self._letters_ready.add(target)
-        if self._producer is None:
-            self._producer = Producer({**config, "enable.idempotence": True}, logger=log)
-        return self._producer

@@ -15,7 +15,7 @@ from tally_cli.output import ERR, counts, say, table
 from tally_cli.repository import DEFAULT_REPO, Repo, chosen_views, open_plan, open_redis, settings_with
 
 if TYPE_CHECKING:
-    from ingestion.kafka import Progress, Summary
+    from ingestion.report import Progress, Summary
 
 
 def stream(

@@ -30,6 +30,7 @@ from infra.settings import Settings
 from ingestion import kafka
 from ingestion.materialize import bootstrap_view, materialize_view
 from ingestion.redis_store import publish_plan
+from ingestion.report import Summary
 from ingestion.snowflake import ingest
 from serving_client import FeatureClient, FeatureRows
 from tally.layout import progress_key
@@ -213,7 +214,7 @@ def _materialize(world: World) -> None:
         materialize_view(world.plan, view, world.offline_uri, world.redis(1), end=MATERIALIZED_UNTIL)
 
 
-def stream(world: World, redis: Redis, group: str) -> kafka.Summary:
+def stream(world: World, redis: Redis, group: str) -> Summary:
     """What `tally stream --until-end` runs."""
     return kafka.run(world.plan, None, world.settings.kafka_config(), redis, until_end=True, group=group)
 

@@ -24,6 +24,7 @@ from redis import Redis
 
 from infra.local import embedded
 from ingestion import kafka, redis_store
+from ingestion.report import Progress, Summary
 from tally.errors import DefinitionError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, View, hashed_view
 from tally.time import SECOND, to_datetime
@@ -73,7 +74,7 @@ class Topic:
             producer.poll(0)
         assert producer.flush(DEADLINE_S) == 0
 
-    def run(self, **options: Any) -> kafka.Summary:
+    def run(self, **options: Any) -> Summary:
         """Run until the end, unless `options` say otherwise."""
         return kafka.run(self.plan, None, self.config, self.redis, **({"until_end": True} | options))
 
@@ -192,7 +193,7 @@ def test_workers_share_a_topic(topic: Topic, redis_url: str, monkeypatch: pytest
     topic.send(3_000)
     started = threading.Event()
 
-    def work(on_batch: Callable[[kafka.Progress], None]) -> kafka.Summary:
+    def work(on_batch: Callable[[Progress], None]) -> Summary:
         with Redis.from_url(redis_url) as own:
             return kafka.run(topic.plan, None, topic.config, own, until_end=True, on_batch=on_batch)
 
@@ -246,9 +247,9 @@ def test_bad_messages_go_to_the_dead_letters(servers: str, redis: Redis) -> None
 
 
 @contextmanager
-def running(topic: Topic) -> Iterator[tuple[Future[kafka.Summary], list[kafka.Progress]]]:
+def running(topic: Topic) -> Iterator[tuple[Future[Summary], list[Progress]]]:
     """A worker that has applied ten messages and waits for more; what it will return, and what it has reported."""
-    stop, seen = threading.Event(), list[kafka.Progress]()
+    stop, seen = threading.Event(), list[Progress]()
     topic.send(10)
     with ThreadPoolExecutor(1) as pool:
         worker = pool.submit(topic.run, until_end=False, stop=stop, on_batch=seen.append)
