@@ -9,9 +9,10 @@ Each commit carries what the extraction knew: its watermark, and a hash of what 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ from ingestion.arrow import INSTANT, TYPES, to_column, to_columns
 from ingestion.messages import view_rows
 from tally.columns import Column
 from tally.errors import DataError, NotReadyError, UnavailableError
-from tally.functions import load, parameters
+from tally.functions import Transformation, load, parameters
 from tally.plan import Field, Plan, Source, View, digest
 from tally.time import from_datetime
 
@@ -68,6 +69,18 @@ class Rows:
     arrival: NDArray[np.int64]
     refused: dict[str, int]
     version: int
+
+    def take(self, positions: NDArray[np.int64]) -> Rows:
+        """The rows at `positions`."""
+        return Rows(
+            {name: column.take(positions) for name, column in self.columns.items()},
+            self.timestamp[positions],
+            self.a[positions],
+            self.b[positions],
+            self.arrival[positions],
+            self.refused,
+            self.version,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,42 +280,97 @@ def read_rows(
     prunes files by time where the event function cannot change it; rows out of the range are then not counted as refused.
     Raises NotReadyError when the source was never ingested or under another definition, DataError for an unknown version.
     """
-    source = plan.source(view.source)
-    table = open_version(offline_uri, source.name, version)
-    if source.topic:
-        rows = _stream_rows(plan, source, view, table, start, end)
-    else:
-        rows = _batch_rows(source, view, table, start, end)
-    return rows
+    reading = Reading.of(plan, view, open_version(offline_uri, view.source, version), start, end)
+    data = read_columns(reading.table, reading.columns, reading.condition)
+    if reading.events:
+        once = first_of_each(*_identity(data))
+        data = data if once is None else data.take(once)
+    rows, refused = reading.decode(data)
+    return dataclasses.replace(rows, refused=refused.counts())
 
 
-def _stream_rows(plan: Plan, source: Source, view: View, table: DeltaTable, start: int | None, end: int | None) -> Rows:
-    _checked(plan, source, table)
-    function = None if view.function is None else load(view.function)
-    wanted = {field.name for field in view.columns}
-    wanted.update(() if function is None else parameters(function))
-    fields = [field for field in source.message if field.name in wanted]
-    prunable = function is None
-    data = read_columns(
-        table,
-        [PARTITION, OFFSET, CREATE_TIME, *(field.name for field in fields)],
-        _between_or_null(view.timestamp, start, end) if prunable else None,
-    )
-    partition = data.column(PARTITION).to_numpy().astype(np.int64)
-    offset = data.column(OFFSET).to_numpy()
-    once = first_of_each(partition, offset)
-    if once is not None:
-        data, partition, offset = data.take(once), partition[once], offset[once]
-    created = to_column("UnixTimestamp", data.column(CREATE_TIME))
-    columns, accepted, reasons = view_rows(view, function, to_columns(fields, data), data.num_rows)
-    timestamp = columns[view.timestamp].values
-    arrival = np.where(created.valid, created.values, timestamp)
-    if not prunable:
-        accepted &= _inside(timestamp, start, end)
-    return _accepted(table, columns, view, (partition, offset, arrival), accepted, reasons)
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Rows that were left out: (a, b) of each, as in `Rows`, and why."""
+
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+    reasons: NDArray[np.object_]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows were left out, by reason."""
+        return dict(sorted(Counter(self.reasons.tolist()).items()))
 
 
-def _batch_rows(source: Source, view: View, table: DeltaTable, start: int | None, end: int | None) -> Rows:
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a view are read from a version of its source's table.
+
+    `columns` are needed of it, `condition` (a pyarrow expression, or None) holds for the rows that can matter. Where
+    `events` is True, rows with one (a, b) are one event that was delivered more than once.
+    """
+
+    plan: Plan
+    view: View
+    table: DeltaTable
+    columns: tuple[str, ...]
+    condition: Any
+    events: bool
+    function: Transformation | None
+    start: int | None
+    end: int | None
+
+    @staticmethod
+    def of(plan: Plan, view: View, table: DeltaTable, start: int | None, end: int | None) -> Reading:
+        """The reading of the rows with event timestamps in `start..end`; see `read_rows` for what it raises."""
+        source = plan.source(view.source)
+        names: tuple[str, ...]
+        if source.topic:
+            _checked(plan, source, table)
+            function = None if view.function is None else load(view.function)
+            wanted = {field.name for field in view.columns} | set(() if function is None else parameters(function))
+            names = (PARTITION, OFFSET, CREATE_TIME, *(f.name for f in source.message if f.name in wanted))
+        else:
+            _check_columns(source, view, table)
+            function, names = None, tuple(field.name for field in view.columns)
+        # An event function may move the time: then only its answer can be compared.
+        condition = _between_or_null(view.timestamp, start, end) if function is None else None
+        return Reading(plan, view, table, names, condition, bool(source.topic), function, start, end)
+
+    def decode(self, data: pa.Table) -> tuple[Rows, Refused]:
+        """The rows of the view that `data` (these columns of the table) holds, and those that were left out.
+
+        `Rows.refused` is empty: one event may be refused in several pieces of a table, and counts once.
+        """
+        if self.events:
+            fields = [field for field in self.plan.source(self.view.source).message if field.name in self.columns]
+            a, b = _identity(data)
+            created: Column | None = to_column("UnixTimestamp", data.column(CREATE_TIME))
+        else:
+            fields = list(self.view.columns)
+        columns, accepted, reasons = view_rows(self.view, self.function, to_columns(fields, data), data.num_rows)
+        timestamp = columns[self.view.timestamp].values
+        if not self.events:
+            b = np.zeros(len(timestamp), np.int64)
+            created = columns[self.view.created] if self.view.created else None
+            a = b if created is None else created.values
+        arrival = timestamp if created is None else np.where(created.valid, created.values, timestamp)
+        bad = np.array(list(reasons), np.int64)
+        refused = Refused(a[bad], b[bad], np.array(list(reasons.values()), object))
+        if self.function is not None:
+            accepted &= _inside(timestamp, self.start, self.end)
+        if not accepted.all():
+            kept = np.flatnonzero(accepted)
+            columns = {name: column.take(kept) for name, column in columns.items()}
+            timestamp, a, b, arrival = timestamp[kept], a[kept], b[kept], arrival[kept]
+        return Rows(columns, timestamp, a, b, arrival, {}, self.table.version()), refused
+
+
+def _identity(data: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return data.column(PARTITION).to_numpy().astype(np.int64), data.column(OFFSET).to_numpy()
+
+
+def _check_columns(source: Source, view: View, table: DeltaTable) -> None:
     kept = {field.name: field.type for field in pa.schema(table.schema().to_arrow())}
     for field in view.columns:
         if kept.get(field.name) != TYPES[field.dtype]:
@@ -310,33 +378,6 @@ def _batch_rows(source: Source, view: View, table: DeltaTable, start: int | None
                 f"Offline table {source.name} (version {table.version()}) has no column {field.name} of dtype "
                 f"{field.dtype}, which {view.name} needs; run: tally ingest --full {source.name}"
             )
-    data = read_columns(table, [field.name for field in view.columns], _between_or_null(view.timestamp, start, end))
-    columns, accepted, reasons = view_rows(view, None, to_columns(view.columns, data), data.num_rows)
-    timestamp = columns[view.timestamp].values
-    zeros = np.zeros(len(timestamp), np.int64)
-    if view.created:
-        created = columns[view.created]
-        a, arrival = created.values, np.where(created.valid, created.values, timestamp)
-    else:
-        a, arrival = zeros, timestamp
-    return _accepted(table, columns, view, (a, zeros, arrival), accepted, reasons)
-
-
-def _accepted(
-    table: DeltaTable,
-    columns: dict[str, Column],
-    view: View,
-    order: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    accepted: NDArray[np.bool_],
-    reasons: Mapping[int, str],
-) -> Rows:
-    a, b, arrival = order
-    if not accepted.all():
-        kept = np.flatnonzero(accepted)
-        columns = {name: column.take(kept) for name, column in columns.items()}
-        a, b, arrival = a[kept], b[kept], arrival[kept]
-    refused = dict(Counter(reasons.values()))
-    return Rows(columns, columns[view.timestamp].values, a, b, arrival, refused, table.version())
 
 
 def rows_table(
@@ -353,6 +394,15 @@ def rows_table(
 
 def first_of_each(partition: NDArray[np.int64], offset: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Positions, rising, of one row for each (partition, offset); None when no pair occurs twice."""
+    if len(offset) == 0:
+        return None
+    first = int(offset.min())
+    span = int(offset.max()) - first + 1
+    if (int(partition.max()) + 1) * span < 2**63:  # one number each, which sorts several times faster than two
+        numbers = partition * span + (offset - first)
+        numbers.sort()
+        if not (numbers[1:] == numbers[:-1]).any():
+            return None
     order = np.lexsort((offset, partition))
     again = (np.diff(partition[order]) == 0) & (np.diff(offset[order]) == 0)
     return np.delete(np.arange(len(order)), order[1:][again]) if again.any() else None

@@ -89,18 +89,7 @@ def split_rows(view: View, rows: Rows, parts: int) -> list[Rows]:
     """The rows of each part, by key. Rows and labels of one key are in one part."""
     if parts == 1:
         return [rows]
-    return [
-        Rows(
-            {name: column.take(chosen) for name, column in rows.columns.items()},
-            rows.timestamp[chosen],
-            rows.a[chosen],
-            rows.b[chosen],
-            rows.arrival[chosen],
-            rows.refused,
-            rows.version,
-        )
-        for chosen in _by_part([rows.columns[key.name] for key in view.keys], parts)
-    ]
+    return [rows.take(chosen) for chosen in _by_part([rows.columns[key.name] for key in view.keys], parts)]
 
 
 def split_labels(ask: Ask, parts: int) -> tuple[list[Ask], Positions]:
