@@ -31,7 +31,7 @@ from tally.columns import Column
 from tally.errors import DataError, NotReadyError, UnavailableError
 from tally.functions import Transformation, load, parameters
 from tally.plan import Field, Plan, Source, View, digest
-from tally.time import from_datetime
+from tally.time import from_datetime, to_datetime
 
 PARTITION: Final = "_partition"
 OFFSET: Final = "_offset"
@@ -178,6 +178,28 @@ def open_version(offline_uri: str, name: str, version: int | None) -> DeltaTable
     except DeltaError as error:
         raise DataError(f"Version {version} of offline table {name} is no longer kept ({error}).") from error
     return table
+
+
+def version_at(offline_uri: str, name: str, instant: int) -> int:
+    """The version that a source's table had at `instant` (µs): the newest that was committed at or before it.
+
+    Raises NotReadyError when the source was never ingested, DataError when the table is younger or its log does not
+    reach back that far.
+    """
+    commits = open_version(offline_uri, name, None).history()
+    at_or_before = [commit["version"] for commit in commits if commit["timestamp"] * 1000 <= instant]
+    if at_or_before:
+        return int(max(at_or_before))
+    first = min(commit["timestamp"] for commit in commits)
+    raise DataError(
+        f"Offline table {name} has no version as old as {to_datetime(instant).isoformat()}; the oldest that is known was "
+        f"committed at {to_datetime(first * 1000).isoformat()}: choose a later instant."
+    )
+
+
+def table_identity(offline_uri: str, name: str) -> str:
+    """What tells a source's table from one that was made anew in its place. Raises NotReadyError without a table."""
+    return str(open_version(offline_uri, name, None).metadata().id)
 
 
 def extracted(table: DeltaTable, name: str) -> Extracted:

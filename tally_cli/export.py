@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tally.errors import DataError
 from tally_cli.errors import UsageError
-from tally_cli.output import bars, say
+from tally_cli.output import bars, counts, say
 from tally_cli.repository import DEFAULT_REPO, Repo, open_plan
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from training import TrainingSet
+
+_NULLS_SHOWN = 5
 
 
 class Visibility(StrEnum):
@@ -26,60 +29,132 @@ class Visibility(StrEnum):
 
 
 def export(
-    service: Annotated[str, typer.Argument(metavar="SERVICE", help="The feature service to export.")],
-    labels: Annotated[
+    out: Annotated[
         Path,
+        typer.Option(
+            "--out", metavar="T.parquet", dir_okay=False, help="The training set; its manifest goes beside it."
+        ),
+    ],
+    service: Annotated[
+        str | None, typer.Argument(metavar="SERVICE", help="The feature service to export.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        Path | None,
         typer.Option(
             "--labels",
             metavar="L.parquet",
             exists=True,
-            dir_okay=False,
-            help="Label rows: the service's keys and request fields, and event_timestamp. Other columns come along.",
+            help="Label rows, a file or a folder of Parquet: the service's keys and request fields, and the time. "
+            "Other columns come along.",
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="T.parquet", dir_okay=False, help="The training set.")],
+    ] = None,
+    timestamp: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The labels' column of times. [dim](event_timestamp)[/]"),
+    ] = None,
     visibility: Annotated[
-        Visibility,
-        typer.Option(help="event_time: all rows up to the label's time. as_served: those that had arrived by then."),
-    ] = Visibility.event_time,
+        Visibility | None,
+        typer.Option(
+            help="event_time: all rows up to the label's time. as_served: those that had arrived by then. "
+            "[dim](event_time)[/]"
+        ),
+    ] = None,
     offline_version: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Read the offline tables as of this version.")
+        str | None,
+        typer.Option(
+            metavar="N|TIME",
+            help="Read the offline tables as of this version, or as they were at this time (2013-12-01T10:00:00Z).",
+        ),
+    ] = None,
+    from_manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-manifest",
+            metavar="M.json",
+            exists=True,
+            dir_okay=False,
+            help="Make the export again that this manifest lies beside: the same rows, or an error that says what changed.",
+        ),
     ] = None,
     repo: Repo = DEFAULT_REPO,
 ) -> None:
     """Write a training set: for each label row, the features as they were at its time.
 
-    Every label row comes back, in the same order.
+    Every label row comes back, in the same order, with all its columns.
+    Times without a zone are UTC. The file is complete or not there at all.
 
     \b
-    tally export arrival_delay --labels labels.parquet --out training.parquet
-    tally export arrival_delay --labels l.parquet --out t.parquet --visibility as_served
+    tally export arrival_delay --labels labels.parquet --out t.parquet
+    # as a lookup would have answered, without what came too late
+    tally export ... --visibility as_served
+    # from the offline store as it was then
+    tally export ... --offline-version 2013-12-01T10:00:00Z
+    # the same file once more, whatever was ingested since
+    tally export --from-manifest t.parquet.manifest.json --out again.parquet
     """
-    open_plan(repo).service(service)
+    plan = open_plan(repo)
+    if from_manifest is None:
+        if service is None:
+            raise UsageError("Name the feature SERVICE to export, or make an export again with --from-manifest.")
+        plan.service(service)
+        if labels is None:
+            raise UsageError(f"Give the rows that service {service} is asked for with --labels L.parquet.")
+    else:
+        given = {"SERVICE": service, "--visibility": visibility, "--offline-version": offline_version}
+        given["--timestamp"] = timestamp
+        twice = [name for name, value in given.items() if value is not None]
+        if twice:
+            raise UsageError(f"--from-manifest already says what {twice[0]} is; leave {twice[0]} out.")
     if not out.parent.is_dir():
         raise UsageError(f"There is no folder {out.parent} for the training set; make it, or choose another --out.")
 
-    from training import build_training_set
+    from training import build_training_set, rebuild_training_set
 
-    with bars([service]) as progress:
-        dataset = build_training_set(
-            read_labels(labels),
-            service=service,
-            repo=repo,
-            visibility=visibility.value,
-            offline_version=offline_version,
-            progress=partial(progress, service),
+    began = time.monotonic()
+    name = service or str(from_manifest)
+    with bars([name]) as progress:
+        if from_manifest is None:
+            dataset = build_training_set(
+                labels,
+                service=name,
+                repo=repo,
+                visibility=(visibility or Visibility.event_time).value,
+                offline_version=_version(offline_version),
+                timestamp=timestamp or "event_timestamp",
+                progress=partial(progress, name),
+            )
+        else:
+            dataset = rebuild_training_set(from_manifest, labels, repo=repo, progress=partial(progress, name))
+    written = dataset.to_parquet(out)
+    say(f"{out}: {len(dataset):,} rows x {len(dataset.columns)} features in {time.monotonic() - began:.1f} s")
+    for what, text in _summary(dataset, written, from_manifest):
+        say(f"  {what:<11} {text}")
+
+
+def _version(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _summary(dataset: TrainingSet, written: dict[str, Any], from_manifest: Path | None) -> Iterator[tuple[str, str]]:
+    """What a user wants to know of an export, as (subject, text)."""
+    made = dataset.manifest
+    yield "definition", f"{made['service']} {dataset.definition[:8]}, visibility {made['visibility']}"
+    yield "read", ", ".join(f"{name} version {number}" for name, number in made["offline_versions"].items())
+    empty = [name for name, column in dataset.columns.items() if len(column) and not column.valid.any()]
+    if empty:
+        more = f" and {len(empty) - _NULLS_SHOWN} more" if len(empty) > _NULLS_SHOWN else ""
+        yield "always null", ", ".join(empty[:_NULLS_SHOWN]) + more
+    for view, reasons in made["refused"].items():
+        if reasons:
+            yield "left out", f"rows of {view}: {counts(reasons)}"
+    for note in written["notes"]:
+        yield "note", note
+    if from_manifest is not None:
+        from training.manifest import Manifest
+
+        then = Manifest.read(from_manifest).export.get("sha256")
+        yield (
+            "again",
+            "byte for byte" if then == written["sha256"] else "the same rows; other packages wrote other bytes",
         )
-    dataset.to_parquet(out)
-    say(f"{out}: {len(dataset):,} rows")
-
-
-def read_labels(path: Path) -> pa.Table:
-    """The rows of a Parquet file. Raises DataError when it is not one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({error}); write labels with to_parquet.") from error
+    yield "file", f"{written['bytes'] / 1e6:,.1f} MB, SHA-256 {written['sha256'][:16]}; manifest beside it"

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from ingestion.arrow import conform, from_column, to_column
+from ingestion.arrow import TYPES, conform, from_column, to_column
 from tally.columns import Column
-from tally.dtypes import VARIABLE_WIDTH
+from tally.dtypes import Dtype
 from tally.errors import DataError
 from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Field, Service
+from training.digests import table_digest
+
+_REMEDIES: Final[dict[Dtype, str]] = {
+    "Float64": 'pd.to_numeric(labels["{0}"])',
+    "Float32": 'pd.to_numeric(labels["{0}"])',
+    "Int64": 'labels["{0}"].astype("Int64")',
+    "Int32": 'labels["{0}"].astype("Int32")',
+    "Bool": 'labels["{0}"].astype("boolean")',
+    "String": 'labels["{0}"].astype("string")',
+    "Bytes": 'labels["{0}"].str.encode("utf-8")',
+    "UnixTimestamp": 'pd.to_datetime(labels["{0}"], utc=True)',
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Labels:
     """`table`: every label column, those that the service reads with the dtypes that it declares, times in UTC µs.
 
     `columns`: what the service reads, by name. `as_of`: int64 µs, one per row. `evidence`: the JSON texts of the column
-    `tally.layout.EVIDENCE_COLUMN`, where the labels have it. `digest`: SHA-256 of all that decides the features.
+    `tally.layout.EVIDENCE_COLUMN`, where the labels have it. `digest`: of the table (`training.digests`). `path`: where
+    they were read, None for those that came from memory. `notes`: sentences on what was taken for granted.
     """
 
     table: pa.Table
@@ -35,56 +48,88 @@ class Labels:
     as_of: NDArray[np.int64]
     evidence: list[str] | None
     digest: str
+    path: Path | None
+    notes: tuple[str, ...]
 
 
 def read_labels(source: Any, service: Service, timestamp: str) -> Labels:
     """Labels for `service` from a pandas frame, an Arrow table, a Parquet file or folder, or a Dask frame.
 
     `timestamp` is the column of instants: naive ones are UTC, other zones are converted, nanoseconds floored. Rows keep
-    their order. Raises DataError, naming the column and the remedy, for columns that are missing, twice there, of the wrong
-    type, called like a feature, and for keys or times that are null.
+    their order; those of a folder come file by file, in the order of the files' names. Raises DataError, naming the column,
+    how many rows and the remedy, for columns that are missing, twice there, of the wrong type, called like a feature, and
+    for keys or times that are null.
     """
     table = _table(source)
-    _check_names(table, service, timestamp)
+    _check_names(table, service, timestamp, _index_names(source))
     columns: dict[str, Column] = {}
+    notes: list[str] = []
     when = Field(timestamp, "UnixTimestamp")
     for field in dict.fromkeys((*service.keys, *service.request, when)):
         at = table.column_names.index(field.name)
-        array = table.column(at).combine_chunks()
-        values = to_column(field.dtype, conform(field.dtype, array, f"Label column {field.name}"))
+        array = _one_chunk(table.column(at))
+        values = to_column(field.dtype, _conformed(field, array, service))
         if field in service.keys or field == when:
             _check_present(field.name, values)
+        notes += _notes(field, array)
         columns[field.name] = values
         table = table.set_column(at, pa.field(field.name, from_column(values).type), from_column(values))
     as_of = columns[timestamp].values
-    evidence = _evidence(table)
     own = {field.name: columns[field.name] for field in (*service.keys, *service.request)}
-    return Labels(table, own, as_of, evidence, _digest(columns, evidence))
+    path = Path(source).resolve() if isinstance(source, str | Path) else None
+    return Labels(table, own, as_of, _evidence(table), table_digest(table), path, tuple(notes))
 
 
 def _table(source: Any) -> pa.Table:
     if isinstance(source, str | Path):
-        return _parquet(Path(source))
-    if type(source).__module__.partition(".")[0] in ("dask", "dask_expr") and hasattr(source, "compute"):
-        source = source.compute()
-    if isinstance(source, pa.Table):
+        table = _parquet(Path(source))
+    elif isinstance(source, pa.Table):
         table = source
     elif isinstance(source, pd.DataFrame):
         table = _from_pandas(source)
+    elif type(source).__module__.partition(".")[0] == "dask" and hasattr(source, "compute"):
+        table = _from_pandas(source.compute())
     else:
         raise DataError(
             f"Labels must be a pandas or Dask frame, a pyarrow Table or the path of Parquet, not {type(source).__name__}."
         )
-    return table.replace_schema_metadata(None)
+    # Neither metadata nor how the rows came in pieces may reach the exported file.
+    return pa.table([_one_chunk(column) for column in table.columns], names=table.column_names)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def _parquet(path: Path) -> pa.Table:
     if not path.exists():
         raise DataError(f"There are no labels at {path}; give a Parquet file, or a folder of them.")
     try:
-        return pq.read_table(path).replace_schema_metadata(None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"The labels at {path} are not Parquet that can be read ({error}).") from error
+        found = ds.dataset(path, format="parquet", partitioning="hive")
+        files = sorted(found.files)
+        if not files:
+            raise DataError(f"There are no labels in the folder {path}: it holds no Parquet file.")
+        _check_alike(found)
+        return ds.dataset(files, schema=found.schema, format="parquet", partitioning="hive").to_table()
+    except (pa.ArrowException, OSError) as error:
+        detail = str(error).splitlines()[0]
+        raise DataError(
+            f"The labels at {path} are not Parquet that can be read ({detail}); write them with to_parquet."
+        ) from error
+
+
+def _check_alike(found: ds.FileSystemDataset) -> None:
+    """Every file of a folder has the columns of the first: a column that only some have would be lost, or half null."""
+    fragments = sorted(found.get_fragments(), key=lambda fragment: fragment.path)
+    first = fragments[0].physical_schema.names
+    for fragment in fragments[1:]:
+        other = sorted(set(fragment.physical_schema.names) ^ set(first))
+        if other:
+            raise DataError(
+                f"The label files {fragments[0].path} and {fragment.path} do not have the same columns: "
+                f"only one of them has {', '.join(other)}; write both with the same columns."
+            )
 
 
 def _from_pandas(frame: pd.DataFrame) -> pa.Table:
@@ -93,13 +138,20 @@ def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     for name in frame.columns:
         try:
             array = pa.array(frame[name], from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, ValueError) as error:
+        except (pa.ArrowException, OverflowError, ValueError) as error:
+            kinds = frame[name].dropna().map(lambda item: type(item).__name__).value_counts()
+            held = ", ".join(f"{kind} in {count:,}" for kind, count in kinds.items())
             raise DataError(
-                f"Label column {name} mixes types or holds values that Arrow has no type for ({error}); "
-                "convert it, or drop it from the labels."
+                f"Label column {name} mixes types or holds values that Arrow has no type for: {held} of {len(frame):,} "
+                "rows; convert it to one type, or drop it from the labels."
             ) from error
         arrays.append(array)
     return pa.table(arrays, names=[str(name) for name in frame.columns])
+
+
+def _index_names(source: Any) -> list[str]:
+    index = getattr(source, "index", None)
+    return [str(name) for name in getattr(index, "names", None) or [getattr(index, "name", None)] if name is not None]
 
 
 def _check_once(names: Sequence[str]) -> None:
@@ -108,7 +160,7 @@ def _check_once(names: Sequence[str]) -> None:
         raise DataError(f"The labels have more than one column {twice[0]!r}; rename or drop all but one.")
 
 
-def _check_names(table: pa.Table, service: Service, timestamp: str) -> None:
+def _check_names(table: pa.Table, service: Service, timestamp: str, index: Sequence[str]) -> None:
     names = table.column_names
     _check_once(names)
     needed = (*service.keys, *service.request, Field(timestamp, "UnixTimestamp"))
@@ -116,6 +168,8 @@ def _check_names(table: pa.Table, service: Service, timestamp: str) -> None:
     if missing:
         wanted = ", ".join(dict.fromkeys(f"{field.name} ({field.dtype})" for field in needed))
         hint = '; the column of instants can be named with timestamp="..."' if missing[-1].name == timestamp else ""
+        if missing[0].name in index:
+            hint = "; it is in the frame's index: labels.reset_index() makes it a column"
         raise DataError(
             f"The labels have no column {missing[0].name!r}. Service {service.name} needs {wanted}; "
             f"the labels have {', '.join(names) or 'no columns'}{hint}."
@@ -127,6 +181,43 @@ def _check_names(table: pa.Table, service: Service, timestamp: str) -> None:
             f"The label column {taken[0]!r} has the name of a feature of service {service.name}; "
             "rename or drop it, so that the training set has one column of that name."
         )
+
+
+def _conformed(field: Field, array: pa.Array, service: Service) -> pa.Array:
+    try:
+        return conform(field.dtype, array, f"Label column {field.name}")
+    except DataError as error:
+        misfits = _misfits(field.dtype, array)
+        first = f", first {array[misfits[0]].as_py()!r} in row {misfits[0]}" if len(misfits) else ""
+        raise DataError(
+            f"Label column {field.name} holds {array.type} values that do not fit {field.dtype}, which service "
+            f"{service.name} reads there, in {len(misfits):,} of {len(array):,} rows{first}; "
+            f"convert it, for example with {_REMEDIES[field.dtype].format(field.name)}."
+        ) from error
+
+
+def _misfits(dtype: Dtype, array: pa.Array) -> list[int]:
+    """The rows whose values `conform` refuses: some of a number's, all of another type's."""
+    there = pc.is_valid(array)
+    is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+    if is_number and dtype in ("Int64", "Int32"):
+        back = array.cast(TYPES[dtype], safe=False).cast(array.type, safe=False)
+        there = pc.fill_null(pc.not_equal(back, array), False)
+    rows: list[int] = pc.indices_nonzero(there).to_pylist()
+    return rows
+
+
+def _notes(field: Field, array: pa.Array) -> list[str]:
+    if not pa.types.is_timestamp(array.type):
+        return []
+    notes = []
+    if array.type.tz is None:
+        notes.append(f"Label column {field.name} has no time zone: its times were taken as UTC.")
+    if array.type.unit == "ns":
+        finer = int((pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False) % 1000 != 0).sum())
+        if finer:
+            notes.append(f"Label column {field.name} is finer than a microsecond in {finer:,} rows: they were floored.")
+    return notes
 
 
 def _check_present(name: str, values: Column) -> None:
@@ -141,28 +232,7 @@ def _check_present(name: str, values: Column) -> None:
 def _evidence(table: pa.Table) -> list[str] | None:
     if EVIDENCE_COLUMN not in table.column_names:
         return None
-    values = to_column("String", conform("String", table.column(EVIDENCE_COLUMN).combine_chunks(), EVIDENCE_COLUMN))
+    values = to_column("String", conform("String", _one_chunk(table.column(EVIDENCE_COLUMN)), EVIDENCE_COLUMN))
     _check_present(EVIDENCE_COLUMN, values)
     texts: list[str] = values.values.tolist()
     return texts
-
-
-def _digest(columns: dict[str, Column], evidence: Sequence[str] | None) -> str:
-    state = hashlib.sha256()
-    for name in sorted(columns):
-        values = columns[name]
-        state.update(f"{name}:{values.dtype}:{len(values)}".encode())
-        state.update(np.packbits(values.valid).tobytes())
-        if values.dtype in VARIABLE_WIDTH:
-            _add_texts(state, values.values.tolist())
-        else:
-            state.update(np.ascontiguousarray(values.values).tobytes())
-    if evidence is not None:
-        _add_texts(state, evidence)
-    return state.hexdigest()
-
-
-def _add_texts(state: Any, texts: Sequence[Any]) -> None:
-    encoded = [text.encode() if isinstance(text, str) else text or b"" for text in texts]
-    state.update(np.array([len(text) for text in encoded], np.int64).tobytes())
-    state.update(b"".join(encoded))

@@ -108,6 +108,48 @@ def test_a_place_for_the_training_set_that_is_not_there(tally: Tally, repo: Path
     assert_one_sentence(ended, str(out.parent))
 
 
+def test_an_export_that_is_asked_for_half(tally: Tally, repo: Path, tmp_path: Path) -> None:
+    """Without a service or labels, or with things that a manifest already says: wrong usage, with what to type."""
+    out = ("--out", tmp_path / "t.parquet", "--repo", repo)
+    manifest = tmp_path / "old.manifest.json"
+    manifest.write_text("{}")
+    again = ("--from-manifest", manifest)
+    asked: dict[str, tuple[object, ...]] = {
+        "Name the feature SERVICE": (),
+        "--labels L.parquet": ("fare",),
+        "leave SERVICE out": ("fare", *again),
+        "leave --visibility out": ("--visibility", "as_served", *again),
+        "leave --offline-version out": ("--offline-version", "3", *again),
+    }
+    for said, options in asked.items():
+        ended = tally("export", *options, *out)
+        assert ended.code == 2
+        assert_one_sentence(ended, said)
+
+
+def test_a_file_that_is_no_manifest(tally: Tally, repo: Path, tmp_path: Path) -> None:
+    """`--from-manifest` of some other JSON, or of the export itself, says which file to give."""
+    for content in ("{}", "PAR1"):
+        other = tmp_path / "t.parquet"
+        other.write_text(content)
+        ended = tally("export", "--from-manifest", other, "--out", tmp_path / "again.parquet", "--repo", repo)
+        assert ended.code == 1
+        assert_one_sentence(ended, str(other), "T.parquet.manifest.json")
+
+
+def test_an_export_from_tables_that_were_never_ingested(
+    tally: Tally, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the table and the command that makes it; nothing is written."""
+    monkeypatch.setenv("TALLY_OFFLINE_URI", str(tmp_path / "offline"))
+    out = tmp_path / "t.parquet"
+    ended = tally("export", "fare", "--labels", labels(tmp_path), "--out", out, "--repo", repo)
+
+    assert ended.code == 1
+    assert_one_sentence(ended, "rides", "tally ingest")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("command", ["bootstrap", "stream"])
 def test_redis_not_there(tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """A Redis that nobody answers at is named, with its variable; its password is not."""

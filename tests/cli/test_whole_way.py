@@ -62,6 +62,13 @@ def test_ingest_bootstrap_export(
     again = tally("ingest", "RIDES", "--repo", repo)
     bootstrapped = tally("bootstrap", "--repo", repo)
     exported = tally("export", "fare", "--labels", tmp_path / "labels.parquet", "--out", out, "--repo", repo)
+    repeated = tally(
+        "export", "--from-manifest", f"{out}.manifest.json", "--out", tmp_path / "2.parquet", "--repo", repo
+    )
+    older = tally(
+        *("export", "fare", "--labels", tmp_path / "labels.parquet", "--out", tmp_path / "3.parquet", "--repo", repo),
+        *("--offline-version", "2001-01-01T00:00:00Z"),
+    )
     by_name = {line.split()[0]: line.split()[1:] for line in first.out.splitlines() if line}
     trained = pq.read_table(out).to_pydict()
 
@@ -71,7 +78,12 @@ def test_ingest_bootstrap_export(
     assert "rides__rejected" in first.out
     assert again.out.splitlines()[1].split()[:2] == ["rides", "0"]
     assert "rides_by_city: 1 keys" in bootstrapped.out
-    assert f"{out}: 2 rows" in exported.out
+    assert f"{out}: 2 rows x 2 features" in exported.out
+    assert "rides version 0, weather version 0" in exported.out
+    assert "byte for byte" in repeated.out
+    assert (tmp_path / "2.parquet").read_bytes() == out.read_bytes()
+    assert older.code == 1
+    assert "no version as old as 2001-01-01" in older.err
     assert trained["ride"] == ["late", "early"]
     assert trained["fare_sum_1h"] == [2.6, None]
     assert trained["temp"] == [20.5, 20.5]

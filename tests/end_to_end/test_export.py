@@ -51,6 +51,7 @@ def test_an_exported_training_set(world: World, exported: dict[str, Path], visib
 
     assert table.schema.equals(expected.to_arrow().schema)
     assert of_table(table, table.column_names) == of_table(expected.to_arrow(), table.column_names)
+    assert manifest.pop("export")["labels"] == str(world.labels_path)
     assert manifest == json.loads(json.dumps(expected.manifest))
     assert json.loads(table.schema.metadata[b"tally"]) == manifest
     assert manifest["visibility"] == visibility

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -271,12 +272,17 @@ def test_manifest_says_what_it_was_made_from(build: Callable[..., TrainingSet], 
     dataset.to_parquet(tmp_path / "t.parquet")
     service = PLAN.service(SERVICE)
     manifest = json.loads((tmp_path / "t.parquet.manifest.json").read_text())
+    export = manifest.pop("export")
     assert manifest == dataset.manifest
     assert manifest["service_hash"] == dataset.definition == service.hash
     assert manifest["plan_hash"] == PLAN.hash
     assert manifest["view_hashes"] == {v.name: v.hash for v in PLAN.views}
     assert manifest["offline_versions"] == {"weather": 0, "departures": 1}
     assert (manifest["label_rows"], manifest["rows"], manifest["tally_version"]) == (60, 60, tally.__version__)
+    assert (manifest["visibility"], manifest["timestamp"]) == ("event_time", "event_timestamp")
+    assert manifest["offline_tables"].keys() == {"weather", "departures"}
+    assert export["sha256"] == hashlib.sha256((tmp_path / "t.parquet").read_bytes()).hexdigest()
+    assert export["labels"] is None
     assert manifest["refused"] == {"delays": {}, "weather_now": {}}
     stored = pq.read_table(tmp_path / "t.parquet")
     assert stored.equals(dataset.to_arrow())
