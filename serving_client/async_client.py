@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
+
+from redis.asyncio import RedisCluster
 
 from connections import AsyncClient, explained, open_async_client
 from connections.errors import RAISED
-from serving_client.client import now, require_bytes
+from serving_client.client import NO_CLUSTER, now, require_bytes
 from serving_client.lookup import Lookup
 from serving_client.readiness import check_views, plan_of
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
+from serving_client.wire import AsyncWire
+from tally.errors import DataError
 from tally.layout import plan_key, services_key, views_key
 from tally.plan import Plan
 from tally.time import instants
@@ -23,7 +27,10 @@ class AsyncFeatureClient:
     def __init__(self, redis: AsyncClient, plan: Plan) -> None:
         """As `FeatureClient`, over a `redis.asyncio` client."""
         require_bytes(redis)
+        if isinstance(redis, RedisCluster):
+            raise DataError(NO_CLUSTER)
         self._redis = redis
+        self._wire = AsyncWire(redis)
         self._lookup = Lookup(plan)
 
     @classmethod
@@ -58,13 +65,14 @@ class AsyncFeatureClient:
         values: list[bytes | None] = []
         if request.keys:
             try:
-                values = cast(list[bytes | None], await self._redis.mget(request.keys))
+                values = await self._wire.read(request.command())
             except RAISED as error:
                 raise explained(self._redis, error) from error
         return self._lookup.decode(request, values, now() if moments is None else moments)
 
     async def close(self) -> None:
         """Closes the connections."""
+        await self._wire.close()
         await self._redis.aclose()
 
     async def __aenter__(self) -> Self:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Final, Self
+
+from redis import RedisCluster
 
 from connections import Client, explained, open_client
 from connections.errors import RAISED
@@ -12,10 +14,13 @@ from serving_client.lookup import Lookup
 from serving_client.readiness import check_views, plan_of
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
+from serving_client.wire import Wire
 from tally.errors import DataError
 from tally.layout import plan_key, services_key, views_key
 from tally.plan import Plan
 from tally.time import instants
+
+NO_CLUSTER: Final = "Lookups from Redis Cluster are not supported yet; give the address of one server, or of Sentinels."
 
 
 class FeatureClient:
@@ -31,7 +36,10 @@ class FeatureClient:
         Raises DefinitionMismatchError when a request function is not the one that was applied. Asks Redis nothing.
         """
         require_bytes(redis)
+        if isinstance(redis, RedisCluster):
+            raise DataError(NO_CLUSTER)
         self._redis = redis
+        self._wire = Wire(redis)
         self._lookup = Lookup(plan)
 
     @classmethod
@@ -75,7 +83,7 @@ class FeatureClient:
         values: list[bytes | None] = []
         if request.keys:
             try:
-                values = cast(list[bytes | None], self._redis.mget(request.keys))
+                values = self._wire.read(request.command())
             except RAISED as error:
                 raise explained(self._redis, error) from error
         return self._lookup.decode(request, values, now() if moments is None else moments)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving_client.commands import mget
 from serving_client.one_row import Call, OneRequest, OneRowLookup
 from serving_client.request import Rows, columns_of, require_keys
 from serving_client.rows import FeatureRows, Read
@@ -37,6 +38,10 @@ class Request:
     keys: list[bytes]
     blocks: list[slice]
     positions: list[Positions | None]
+
+    def command(self, *more: bytes) -> bytes:
+        """What to send to Redis for the values of `keys`, and of `more` after them."""
+        return mget([*self.keys, *more])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from serving_client.commands import mget
 from serving_client.rows import FeatureRows, Read
 from serving_client.status import Status
 from tally import functions
@@ -38,6 +39,10 @@ class OneRequest:
     keys: list[bytes]
     slots: Sequence[int]
     count: int = 1
+
+    def command(self, *more: bytes) -> bytes:
+        """What to send to Redis for the values of `keys`, and of `more` after them."""
+        return mget([*self.keys, *more])
 
 
 @dataclass(frozen=True, slots=True)
