@@ -154,12 +154,10 @@ def tile_values(
     columns = {name: rows.columns[name].take(recent) for name in layout.columns}
     owners, records, _ = build(layout, codes[recent], order, columns)
     visible = records["tile"] >= _oldest(layout, records["level"], newest[owners])
-    owners, raw = owners[visible], records[visible].tobytes()
-    sizes = np.bincount(owners, minlength=count) * layout.record.itemsize
-    ends = np.cumsum(sizes)
+    sizes = np.bincount(owners[visible], minlength=count)
+    blocks = layout.pack(records[visible], np.cumsum(sizes) - sizes)
     values = [
-        pack_tiles(view.tag, moment, fences, raw[start:stop])
-        for moment, start, stop in zip(newest.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True)
+        pack_tiles(view.tag, moment, fences, block) for moment, block in zip(newest.tolist(), blocks, strict=True)
     ]
     return newest, values
 

@@ -81,29 +81,35 @@ end
 
 local HEADER, FENCE, EXTENT = 19, 12, 20
 
--- A merge program (TileLayout.merge_program) with the format of a record and where each column's numbers are in it.
+-- A merge program (TileLayout.merge_program) with the format of a record and where each column's numbers are in it. `texts`,
+-- where there are any, are the places of their lengths: among the numbers (`place`) and in the bytes (`offset`).
 local function compile(text)
   local document = cjson.decode(text)
-  local format, columns, at = { '<BI4i4' }, {}, 4
+  local format, columns, texts, at, offset = { '<BI4i4' }, {}, {}, 4, 9
+  local function add(piece, numbers, bytes)
+    table.insert(format, piece)
+    at, offset = at + numbers, offset + bytes
+  end
   for _, cells in ipairs(document.columns) do
     local column = { count = at, cells = {} }
-    table.insert(format, '<I8')
-    at = at + 1
+    add('<I8', 1, 8)
     for _, cell in ipairs(cells) do
       local kind, limbs = cell[1], cell[2]
-      local first = at
-      if kind == 'sum' or kind == 'squares' then
-        table.insert(format, '<' .. string.rep('I4', limbs - 1) .. 'i4')
-        at = at + limbs
-      elseif kind == 'min' or kind == 'max' then
-        table.insert(format, '>I4I4')
-        at = at + 2
+      local first, of_text = at, nil
+      if limbs > 0 then
+        add('<' .. string.rep('I4', limbs - 1) .. 'i4', limbs, 4 * limbs)
       else
-        table.insert(format, '>I4I4I4I4I4I4I4')
-        at = at + 7
+        if kind == 'first' or kind == 'last' then add('>I4I4I4I4I4', 5, 20) end
+        if limbs == 0 then
+          add('>I4I4', 2, 8)
+        else
+          of_text = at
+          table.insert(texts, { place = at, offset = offset })
+          add('<I2', 1, 2)
+        end
       end
       local least = kind == 'min' or kind == 'first'
-      table.insert(column.cells, { adds = limbs > 0, least = least, first = first, last = at - 1 })
+      table.insert(column.cells, { adds = limbs > 0, least = least, first = first, last = at - 1, text = of_text })
     end
     column.last = at - 1
     table.insert(columns, column)
@@ -113,7 +119,8 @@ local function compile(text)
     local length_high = floor(level[2] / HALF)
     table.insert(levels, { hop = level[1], length_high = length_high, length_low = level[2] - length_high * HALF })
   end
-  return { size = document.size, format = table.concat(format), columns = columns, levels = levels }
+  if #texts == 0 then texts = nil end
+  return { size = document.size, format = table.concat(format), columns = columns, texts = texts, levels = levels }
 end
 
 -- Compiled programs by their text: a handful per project, forgotten when definitions have changed very often.
@@ -177,12 +184,27 @@ local function oldest_tile(level, high, low)
   return floor_divide(high, low, level.hop)
 end
 
--- The first of the sorted records `from .. count - 1` (from 0) of `value` that is not before (level, high, low).
-local function search(value, start, size, from, count, level, high, low)
-  local stop = count
+-- Records within a string, from `start` on (TileLayout.pack): `total` of them, and where the texts of each begin.
+local function block_of(program, bytes, start)
+  if not program.texts then return { bytes = bytes, start = start, total = (#bytes + 1 - start) / program.size } end
+  local block = { bytes = bytes, start = start + 4, total = read('<I4', bytes, start), text = {} }
+  local at = block.start + block.total * program.size
+  for i = 0, block.total - 1 do
+    block.text[i] = at
+    for _, text in ipairs(program.texts) do
+      at = at + read('<I2', bytes, block.start + i * program.size + text.offset)
+    end
+  end
+  block.text[block.total] = at
+  return block
+end
+
+-- The first of the sorted records from `from` (from 0) that is not before (level, high, low).
+local function search(program, block, from, level, high, low)
+  local bytes, start, size, stop = block.bytes, block.start, program.size, block.total
   local middle = from
   while from < stop do
-    local its_level, its_low, its_high = read('<BI4i4', value, start + middle * size)
+    local its_level, its_low, its_high = read('<BI4i4', bytes, start + middle * size)
     if its_level < level or (its_level == level and less(its_high, its_low, high, low)) then
       from = middle + 1
     else
@@ -191,6 +213,36 @@ local function search(value, start, size, from, count, level, high, low)
     middle = floor((from + stop) / 2)
   end
   return from
+end
+
+-- The numbers of a record, with texts in the place of their lengths.
+local function numbers_of(program, block, i)
+  local numbers = { read(program.format, block.bytes, block.start + i * program.size) }
+  numbers[#numbers] = nil -- struct.unpack adds the position after the record
+  if program.texts then
+    local at = block.text[i]
+    for _, text in ipairs(program.texts) do
+      local stop = at + numbers[text.place]
+      numbers[text.place] = sub(block.bytes, at, stop - 1)
+      at = stop
+    end
+  end
+  return numbers
+end
+
+-- Append records from..stop - 1 of a block as they are.
+local function copy(program, pieces, texts, block, from, stop)
+  pieces[#pieces + 1] = sub(block.bytes, block.start + from * program.size, block.start + stop * program.size - 1)
+  if program.texts then texts[#texts + 1] = sub(block.bytes, block.text[from], block.text[stop] - 1) end
+end
+
+-- Append a record.
+local function append(program, pieces, texts, numbers)
+  for _, text in ipairs(program.texts or {}) do
+    texts[#texts + 1] = numbers[text.place]
+    numbers[text.place] = #numbers[text.place]
+  end
+  pieces[#pieces + 1] = write(program.format, unpack(numbers))
 end
 
 local function merge_records(program, into, other)
@@ -220,7 +272,13 @@ local function merge_records(program, into, other)
         else
           for i = first, last do
             if into[i] ~= other[i] then
-              if (other[i] < into[i]) == cell.least then
+              local smaller
+              if i == cell.text then
+                smaller = bytes_less(other[i], into[i])
+              else
+                smaller = other[i] < into[i]
+              end
+              if smaller == cell.least then
                 for j = i, last do into[j] = other[j] end
               end
               break
@@ -258,8 +316,8 @@ local function raise_fences(value, count, extents)
   return table.concat(pieces)
 end
 
--- ARGV: merge program, tag, i64 newest event timestamp of the delta, extents, records, ttl_ms. The records are sorted and
--- hold, for each extent, every event of this key from its first offset to its last. Applied once, whoever sends it,
+-- ARGV: merge program, tag, i64 newest event timestamp of the delta, extents, records (TileLayout.pack), ttl_ms. They are
+-- sorted and hold, for each extent, every event of this key from its first offset to its last. Applied once, whoever sends it,
 -- however often:
 --   1                    applied
 --   {1, p, q, ...}       applied, but these of its records (from 0) were older than every window as of the newest event
@@ -267,62 +325,63 @@ end
 --   {0, f, g, ...}       not applied: for each extent, events up to this stored fence were applied before (-1: none);
 --                        send again what lies beyond
 local function merge_tiles(keys, args)
-  local key, program, tag, extents, records = keys[1], program_of(args[1]), args[2], args[4], args[5]
+  local key, program, tag, extents = keys[1], program_of(args[1]), args[2], args[4]
   local low, high = read('<I4i4', args[3])
-  local size = program.size
   local value = redis.call('GET', key)
   local stored_low, stored_high
-  local count, start, total = 0, 1, 0
+  local count, stored = 0, { total = 0 }
   if value then
     check(value, TILES_FORMAT, tag, key)
     stored_low, stored_high, count = read('<I4i4H', value, 10)
-    start = HEADER + 1 + count * FENCE
-    total = (#value + 1 - start) / size
     if less(high, low, stored_high, stored_low) then high, low = stored_high, stored_low end
   end
   local fences, known = raise_fences(value or '', count, extents)
   if not fences then return known end
+  if value then stored = block_of(program, value, HEADER + 1 + count * FENCE) end
 
-  local pieces = { write('<B', TILES_FORMAT), tag, write('<I4i4H', low, high, #fences / FENCE), fences }
+  local sent = block_of(program, args[5], 1)
+  local pieces, texts, kept = {}, {}, 0
   local too_late = { 1 }
-  local cursor, sent, sent_total = 0, 0, #records / size
+  local cursor, next_sent = 0, 0
   for position, level in ipairs(program.levels) do
     local number = position - 1
     local oldest_high, oldest_low = oldest_tile(level, high, low)
     local known_high, known_low
     if value then known_high, known_low = oldest_tile(level, stored_high, stored_low) end
-    cursor = search(value, start, size, cursor, total, number, oldest_high, oldest_low)
-    while sent < sent_total do
-      local its_level, its_low, its_high = read('<BI4i4', records, sent * size + 1)
+    cursor = search(program, stored, cursor, number, oldest_high, oldest_low)
+    while next_sent < sent.total do
+      local its_level, its_low, its_high = read('<BI4i4', sent.bytes, sent.start + next_sent * program.size)
       if its_level ~= number then break end
       if less(its_high, its_low, oldest_high, oldest_low) then
-        if value and less(its_high, its_low, known_high, known_low) then too_late[#too_late + 1] = sent end
+        if value and less(its_high, its_low, known_high, known_low) then too_late[#too_late + 1] = next_sent end
       else
-        local place = search(value, start, size, cursor, total, number, its_high, its_low)
+        local place = search(program, stored, cursor, number, its_high, its_low)
         if place > cursor then
-          pieces[#pieces + 1] = sub(value, start + cursor * size, start + place * size - 1)
-          cursor = place
+          copy(program, pieces, texts, stored, cursor, place)
+          kept, cursor = kept + place - cursor, place
         end
         local numbers
-        if cursor < total then numbers = { read(program.format, value, start + cursor * size) } end
+        if cursor < stored.total then numbers = numbers_of(program, stored, cursor) end
         if numbers and numbers[1] == number and numbers[2] == its_low and numbers[3] == its_high then
-          merge_records(program, numbers, { read(program.format, records, sent * size + 1) })
-          numbers[#numbers] = nil -- struct.unpack adds the position after the record
-          pieces[#pieces + 1] = write(program.format, unpack(numbers))
+          merge_records(program, numbers, numbers_of(program, sent, next_sent))
+          append(program, pieces, texts, numbers)
           cursor = cursor + 1
         else
-          pieces[#pieces + 1] = sub(records, sent * size + 1, (sent + 1) * size)
+          copy(program, pieces, texts, sent, next_sent, next_sent + 1)
         end
+        kept = kept + 1
       end
-      sent = sent + 1
+      next_sent = next_sent + 1
     end
-    local stop = search(value, start, size, cursor, total, position, LOWEST_HIGH, 0)
+    local stop = search(program, stored, cursor, position, LOWEST_HIGH, 0)
     if stop > cursor then
-      pieces[#pieces + 1] = sub(value, start + cursor * size, start + stop * size - 1)
-      cursor = stop
+      copy(program, pieces, texts, stored, cursor, stop)
+      kept, cursor = kept + stop - cursor, stop
     end
   end
-  store(key, table.concat(pieces), args[6])
+  local head = write('<B', TILES_FORMAT) .. tag .. write('<I4i4H', low, high, #fences / FENCE) .. fences
+  if program.texts then head = head .. write('<I4', kept) end
+  store(key, head .. table.concat(pieces) .. table.concat(texts), args[6])
   if #too_late > 1 then return too_late end
   return 1
 end

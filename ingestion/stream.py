@@ -177,12 +177,12 @@ class Deltas:
         extents["last"] = np.maximum.reduceat(order.offset, begins)
         firsts = np.flatnonzero(np.diff(self.owner, prepend=-1))
         newest = np.maximum.reduceat(order.timestamp, begins[firsts]).astype("<i8").tobytes()
-        entities = self.events.entities
+        entities, layout = self.events.entities, self.events.view.tile_layout
         names = [entities[entity] for entity in self.events.entity[position[begins[firsts]]].tolist()]
         return [
             Delta(name, newest[8 * i : 8 * i + 8], extent, records)
             for i, (name, extent, records) in enumerate(
-                zip(names, _cut(extents, firsts), _cut(self.records, self.starts), strict=True)
+                zip(names, _cut(extents, firsts), layout.pack(self.records, self.starts), strict=True)
             )
         ]
 

@@ -154,7 +154,7 @@ class Lookup:
 
     def _stored(self, view: View, values: Sequence[bytes | None], keys: Sequence[bytes]) -> LatestRows | TileRows:
         if view.kind == "window":
-            return unpack_tiles(view.tile_layout.record, view.tag, values, keys)
+            return unpack_tiles(view.tile_layout, view.tag, values, keys)
         return view.row_layout.unpack(values, keys)
 
     def _answer(

@@ -1,9 +1,9 @@
 """Aggregations as partial states that merge without loss, and the one operation that turns a state into a value.
 
 For each column a state keeps *cells*: a count of non-nulls, exact sums (`tally.exact`), and least or greatest entries by a
-total order. A value's order is that of an unsigned 64-bit *rank*; for first and last the rank of the row is
-``(event_timestamp, partition, offset)``. Every cell merges by addition, min or max, so a window's value depends only on
-the set of its rows.
+total order. A value's order is that of its *rank*: an unsigned 64-bit integer, or the bytes of a text, whose order in UTF-8
+is that of code points. For first and last the rank of the row is ``(event_timestamp, partition, offset)``. Every cell
+merges by addition, min or max, so a window's value depends only on the set of its rows.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from tally import exact
 from tally.columns import Column, canonical
-from tally.dtypes import FLOATS, INTEGERS, Dtype
+from tally.dtypes import FLOATS, INTEGERS, VARIABLE_WIDTH, Dtype
 from tally.errors import DataError, StoredBytesError
 
 Cell = Literal["sum", "squares", "min", "max", "first", "last"]
-Ranks = NDArray[np.uint64]
+Ranks = NDArray[Any]
+"""uint64, or bytes objects for columns of strings and bytes."""
 
 CELLS: Final[dict[str, tuple[Cell, ...]]] = {
     "count": (),
@@ -38,19 +39,22 @@ CELLS: Final[dict[str, tuple[Cell, ...]]] = {
 
 FUNCTIONS: Final = tuple(CELLS)
 CELL_ORDER: Final[tuple[Cell, ...]] = ("sum", "squares", "min", "max", "first", "last")
+LONGEST_TEXT: Final = 1024
+"""How many bytes a text may have in a column whose first, last, min or max is kept: tiles hold such texts whole."""
 _SIGN: Final = np.uint64(1 << 63)
+_SUMS: Final = ("sum", "mean", "std", "var")
 
 
 def output_dtype(function: str, dtype: Dtype) -> Dtype:
     """The dtype of an aggregation's value. Raises DataError when the function does not apply to the column's dtype."""
     if function == "count":
         return "Int64"
-    numeric = dtype in FLOATS or dtype in INTEGERS
-    if function in ("sum", "mean", "std", "var") and numeric:
+    if function in _SUMS:
+        if dtype not in FLOATS and dtype not in INTEGERS:
+            fitting = ", ".join(name for name in FUNCTIONS if name not in _SUMS)
+            raise DataError(f"{function} does not apply to {dtype} columns; {fitting} do")
         return "Int64" if function == "sum" and dtype in INTEGERS else "Float64"
-    if function in ("min", "max", "first", "last") and (numeric or dtype == "UnixTimestamp"):
-        return dtype
-    raise DataError(f"{function} does not apply to {dtype} columns")
+    return dtype
 
 
 def limb_count(cell: Cell, dtype: Dtype) -> int:
@@ -67,12 +71,44 @@ def summable(column: Column) -> NDArray[np.bool_]:
     return np.ones(len(column), np.bool_)
 
 
+def storable(column: Column) -> NDArray[np.bool_]:
+    """Which rows of a column a tile can hold as first, last, min or max: all but texts above `LONGEST_TEXT` bytes."""
+    if column.dtype not in VARIABLE_WIDTH:
+        return np.ones(len(column), np.bool_)
+    texts = column.values.tolist()
+    short = np.fromiter((text is None or 4 * len(text) <= LONGEST_TEXT for text in texts), np.bool_, len(texts))
+    for row in np.flatnonzero(~short).tolist():  # a character has at most four bytes
+        short[row] = len(_encoded(texts[row])) <= LONGEST_TEXT
+    return short
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
 def ranks(column: Column) -> Ranks:
-    """Each value as an unsigned integer in the same order. -0.0 ranks below 0.0, so the order is total."""
+    """Each value as an unsigned integer in the same order, or the bytes of a text; -0.0 ranks below 0.0.
+
+    Nulls have any rank.
+    """
+    if column.dtype in VARIABLE_WIDTH:
+        return np.fromiter((_encoded(text or b"") for text in column.values.tolist()), object, len(column))
     if column.dtype in FLOATS:
         bits = column.values.astype(np.float64).view(np.uint64)
         return np.where(bits & _SIGN, ~bits, bits | _SIGN)
     return integer_ranks(column.values)
+
+
+def ordinals(column: Column) -> tuple[NDArray[np.uint64], Ranks]:
+    """(each value's position among the distinct ranks, the distinct ranks by rising order; one at least) of texts.
+
+    For many rows at once: comparing integers is faster than comparing texts.
+    """
+    texts = column.values.tolist()
+    distinct = sorted(set(texts))
+    position = {text: at for at, text in enumerate(distinct)}
+    codes = np.fromiter(map(position.__getitem__, texts), np.uint64, len(texts))
+    return codes, np.fromiter(map(_encoded, distinct or [b""]), object, len(distinct) or 1)
 
 
 def integer_ranks(integers: NDArray[Any]) -> Ranks:
@@ -81,7 +117,11 @@ def integer_ranks(integers: NDArray[Any]) -> Ranks:
 
 
 def from_ranks(dtype: Dtype, rank: Ranks) -> NDArray[Any]:
-    """The values of `ranks`, in the storage dtype."""
+    """The values of `ranks`, in the storage dtype. Raises UnicodeDecodeError for a string's bytes that are not UTF-8."""
+    if dtype == "String":
+        return np.fromiter((text.decode() for text in rank.tolist()), object, len(rank))
+    if dtype == "Bytes":
+        return rank
     if dtype in FLOATS:
         bits = np.where(rank & _SIGN, rank ^ _SIGN, ~rank)
         values = bits.view(np.float64)
@@ -122,7 +162,7 @@ class EventOrder:
 class State:
     """States of one column for n groups: `count` int64 (n,), `limbs` per sum cell (n, k), `rank` per ordered cell (n,).
 
-    A rank is meaningless where `count` is 0.
+    A rank is meaningless where `count` is 0 (of a text it is some bytes).
     """
 
     count: NDArray[np.int64]
@@ -136,13 +176,18 @@ def finalize(function: str, dtype: Dtype, state: State, feature: str) -> Column:
     `mean` is the correctly rounded sum divided by the count (as `statistics.fmean`); `std` and `var` are the sample's (as
     `statistics.stdev`), null below two rows, rounded once from the exact fraction.
     Raises DataError, naming `feature`, when a sum of integers does not fit int64, and StoredBytesError when a sum of squares
-    is less than the sum demands.
+    is less than the sum demands, or a string is not UTF-8.
     """
     present = state.count > 0
     if function == "count":
         return Column("Int64", state.count.astype(np.int64), np.ones(len(state.count), np.bool_))
     if function in ("min", "max", "first", "last"):
-        return canonical(dtype, from_ranks(dtype, state.rank[function]), present)  # type: ignore[index]
+        try:
+            return canonical(dtype, from_ranks(dtype, state.rank[function]), present)  # type: ignore[index]
+        except UnicodeDecodeError as error:
+            raise StoredBytesError(
+                f"{feature}: a tile holds text that is not UTF-8 ({error}), so it is damaged; bootstrap its view again."
+            ) from error
     lowest = exact.FLOAT_LOWEST if dtype in FLOATS else 0
     if function == "sum" and dtype in INTEGERS:
         limbs = exact.carry(state.limbs["sum"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.aggregates import CELLS, summable
+from tally.aggregates import CELLS, LONGEST_TEXT, storable, summable
 from tally.columns import Column
 from tally.plan import View
 
@@ -16,7 +16,8 @@ def refusals(view: View, columns: Mapping[str, Column]) -> tuple[NDArray[np.bool
     """(rows that count, reason for each other row) of a view's columns after its event function.
 
     Refused are rows without a timestamp or an entity key, and rows with a value that cannot be summed exactly: an
-    infinity, or 2^64 and above in magnitude, in a column that the view sums. (NaN is null, and nulls are skipped.)
+    infinity, or 2^64 and above in magnitude, in a column that the view sums; and texts that are too long for a tile, in a
+    column of which the view keeps one. (NaN is null, and nulls are skipped.)
     """
     count = len(columns[view.timestamp])
     accepted = np.ones(count, np.bool_)
@@ -35,5 +36,10 @@ def refusals(view: View, columns: Mapping[str, Column]) -> tuple[NDArray[np.bool
             refuse(
                 ~summable(columns[aggregation.column]),
                 f"{aggregation.column} is infinite or at least 2^64 in magnitude, which cannot be summed exactly",
+            )
+        elif CELLS[aggregation.function]:
+            refuse(
+                ~storable(columns[aggregation.column]),
+                f"{aggregation.column} is longer than the {LONGEST_TEXT} bytes that a window keeps of a text",
             )
     return accepted, reasons

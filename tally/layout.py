@@ -9,7 +9,7 @@ Latest  ``u8 1, 8 bytes view hash, i64 event_timestamp, i64 a, i64 b``, where (a
         bytes of strings, whose fixed part is their u32 length.
 Names   plans, services, views and progress: see `plan_key` and its neighbours below.
 Tiles   ``u8 2, 8 bytes view hash, i64 newest event_timestamp, u16 n``, then n fences ``u32 partition, i64 offset`` by
-        rising partition, then records of `tally.tiles` by rising (level, tile).
+        rising partition, then records of `tally.tiles` by rising (level, tile), as `TileLayout.pack` stores them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tally.columns import Column, canonical, nulls
 from tally.dtypes import STORAGE, VARIABLE_WIDTH, Dtype
 from tally.errors import DefinitionMismatchError, StoredBytesError
+from tally.tiles import TileLayout
 
 LATEST_FORMAT: Final = 1
 TILES_FORMAT: Final = 2
@@ -310,7 +311,7 @@ class TileRows:
 
 
 def pack_tiles(tag: bytes, newest: int, fences: Mapping[int, int], records: bytes) -> bytes:
-    """A tiles value from its parts; `records` are sorted by (level, tile)."""
+    """A tiles value from its parts; `records` are sorted by (level, tile), and packed by `TileLayout.pack`."""
     table = np.array(sorted(fences.items()), FENCE)
     return TILES_HEADER.pack(TILES_FORMAT, tag, newest, len(table)) + table.tobytes() + records
 
@@ -322,7 +323,7 @@ def fences_of(value: bytes) -> dict[int, int]:
 
 
 def unpack_tiles(
-    record: np.dtype[np.void], tag: bytes, values: Sequence[bytes | None], keys: Sequence[bytes]
+    layout: TileLayout, tag: bytes, values: Sequence[bytes | None], keys: Sequence[bytes]
 ) -> TileRows:
     """The tiles of `values`, None being an entity without any. Raises as `RowLayout.unpack`."""
     present, rows, found = _present(values)
@@ -334,16 +335,16 @@ def unpack_tiles(
     heads = np.frombuffer(b"".join([value[: TILES_HEADER.size] for value in present]), _HEAD)
     _check_heads(heads, TILES_FORMAT, tag, "tiles", "bootstrap", rows, keys)
     starts = TILES_HEADER.size + heads["fences"].astype(np.int64) * FENCE.itemsize
-    sizes, rest = np.divmod(lengths - starts, record.itemsize)
-    wrong = (rest != 0) | (sizes < 0)
+    records, sizes, wrong = layout.unpack(
+        [value[start:] for value, start in zip(present, starts.tolist(), strict=True)]
+    )
+    wrong = wrong | (lengths < starts)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         raise StoredBytesError(
             f"{keys[rows[first]]!r} holds {lengths[first]} bytes, which is not a whole number of tiles; "
             "delete the key and bootstrap the view again."
         )
-    body = b"".join([value[start:] for value, start in zip(present, starts.tolist(), strict=True)])
-    records = np.frombuffer(body, record)
     newest = np.zeros(len(values), np.int64)
     newest[slice(None) if found is None else found] = heads["newest"]
     owners = np.repeat(np.arange(len(values)) if found is None else np.flatnonzero(found), sizes)

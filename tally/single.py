@@ -99,15 +99,16 @@ class WindowReader:
 
     def __init__(self, layout: TileLayout, tag: bytes) -> None:
         self._tag = tag
-        names = layout.record.names or ()
+        names = layout.stored.names or ()
         codes = []
         for name in names:
-            size = layout.record[name].itemsize
+            size = layout.stored[name].itemsize
             codes.append(
                 "B" if name == "level" else "q" if name == "tile" else "Q" if name[:5] == "count" else f"{size}s"
             )
         self._record = struct.Struct("<" + "".join(codes))
-        assert self._record.size == layout.record.itemsize
+        assert self._record.size == layout.stored.itemsize
+        self._texts = [names.index(name) for name in layout.texts]
         self._width = len(layout.aggregations)
         self._parts: list[_Part] = []
         for window in dict.fromkeys(a.window for a in layout.aggregations):
@@ -134,17 +135,35 @@ class WindowReader:
             return None
         kind, tag, newest, partitions = TILES_HEADER.unpack_from(value)
         start = TILES_HEADER.size + partitions * FENCE.itemsize
-        if kind != TILES_FORMAT or tag != self._tag or start > len(value) or (len(value) - start) % self._record.size:
+        if kind != TILES_FORMAT or tag != self._tag or start > len(value):
             return None
+        if self._texts:
+            records = self._with_texts(value, start)
+        elif (len(value) - start) % self._record.size:
+            return None
+        else:
+            records = list(self._record.iter_unpack(memoryview(value)[start:]))
         try:
-            return newest, self._values(list(self._record.iter_unpack(memoryview(value)[start:])), as_of)
-        except _NoValueError:
+            return None if records is None else (newest, self._values(records, as_of))
+        except (_NoValueError, UnicodeDecodeError):
             return None
 
-    def _values(self, records: list[tuple[Any, ...]], as_of: int) -> list[Any]:
+    def _with_texts(self, value: bytes, start: int) -> list[Any] | None:
+        """The records behind `start`, with texts in the place of their entries."""
+        end = start + 4 + int.from_bytes(value[start : start + 4], "little") * self._record.size
+        if end > len(value):
+            return None
+        records = [list(record) for record in self._record.iter_unpack(memoryview(value)[start + 4 : end])]
+        for record in records:
+            for place in self._texts:
+                begin, end = end, end + int.from_bytes(record[place][-2:], "little")
+                record[place] = value[begin:end]
+        return records if end == len(value) else None
+
+    def _values(self, records: Sequence[Sequence[Any]], as_of: int) -> list[Any]:
         values: list[Any] = [None] * self._width
         window: Window | None = None
-        inside: list[tuple[Any, ...]] = []
+        inside: list[Sequence[Any]] = []
         for part in self._parts:
             if part.window is not window:
                 window = part.window
@@ -152,7 +171,7 @@ class WindowReader:
                 inside = [r for r in records if r[0] == level and first <= r[1] <= last]
             filled = [r for r in inside if r[part.count]]
             count = sum(map(itemgetter(part.count), filled))
-            cells = {cell: _merge(cell, filled, where) for cell, where in part.cells.items()} if count else {}
+            cells = {cell: _merge(cell, filled, where, part.dtype) for cell, where in part.cells.items()} if count else {}
             for position, function in part.features:
                 if function == "count":
                     values[position] = count
@@ -161,8 +180,8 @@ class WindowReader:
         return values
 
 
-def _merge(cell: Cell, records: Sequence[tuple[Any, ...]], where: int) -> Any:
-    """An integer for sums; the rank, as 8 big-endian bytes, for the others. `records` are by rising tile, not empty."""
+def _merge(cell: Cell, records: Sequence[Sequence[Any]], where: int, dtype: Dtype) -> Any:
+    """An integer for sums; the rank, a text or 8 big-endian bytes, for the others. `records` are by rising tile, not empty."""
     if cell in ("sum", "squares"):
         from_bytes = int.from_bytes  # canonical limbs are one little-endian number in two's complement
         return sum([from_bytes(record[where], "little", signed=True) for record in records])
@@ -170,7 +189,8 @@ def _merge(cell: Cell, records: Sequence[tuple[Any, ...]], where: int) -> Any:
         return min([record[where] for record in records])
     if cell == "max":
         return max([record[where] for record in records])
-    return records[0 if cell == "first" else -1][where][-8:]
+    held = records[0 if cell == "first" else -1][where]
+    return held if dtype in VARIABLE_WIDTH else held[-8:]
 
 
 def _finalize(function: str, dtype: Dtype, count: int, cells: dict[Cell, Any]) -> Any:
@@ -194,6 +214,8 @@ def _finalize(function: str, dtype: Dtype, count: int, cells: dict[Cell, Any]) -
 
 
 def _from_rank(dtype: Dtype, stored: bytes) -> Any:
+    if dtype in VARIABLE_WIDTH:
+        return stored.decode() if dtype == "String" else stored
     rank = int.from_bytes(stored, "big")
     if dtype in FLOATS:
         return _DOUBLE.unpack((rank ^ _SIGN if rank & _SIGN else rank ^ _ALL).to_bytes(8, "big"))[0]

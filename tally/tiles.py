@@ -3,6 +3,9 @@
 A view has one *level* per distinct hop of its windows. A tile is a packed record: its level, its index (its start divided
 by the hop) and, for each aggregated column, a count of non-nulls and the cells of `tally.aggregates`. Tiles of one level
 do not overlap, so the first row of a window lies in its first tile that is not empty, and the last row in the last.
+
+Stored records have a fixed width: of a text they hold the length, and the texts follow behind the last record, in the order
+of records and cells. In memory a text is a bytes object in its record's field.
 """
 
 from __future__ import annotations
@@ -19,14 +22,17 @@ from numpy.typing import NDArray
 from tally import exact
 from tally.aggregates import Cell, EventOrder, State, cells_of, finalize, integer_ranks, limb_count, limbs_of, ranks
 from tally.columns import Column
-from tally.dtypes import Dtype
+from tally.dtypes import VARIABLE_WIDTH, Dtype
 from tally.windows import Window
 
 Records = NDArray[np.void]
 Positions = NDArray[np.int64]
 
-_ENTRY: Final = np.dtype([("timestamp", ">u8"), ("partition", ">u4"), ("offset", ">u8"), ("value", ">u8")])
-"""A first or last entry: ranks, big-endian, so that Redis compares them 32 bits at a time."""
+_ROW: Final[list[Any]] = [("timestamp", ">u8"), ("partition", ">u4"), ("offset", ">u8")]
+"""What a first or last entry begins with: ranks, big-endian, so that Redis compares them 32 bits at a time."""
+_OBJECT: Final = np.dtype(object)
+_LENGTH: Final = np.dtype("<u2")
+_COUNT: Final = np.dtype("<u4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +80,130 @@ class TileLayout:
 
     @cached_property
     def record(self) -> np.dtype[np.void]:
-        """The packed dtype of one tile."""
+        """The dtype of one tile in memory. Without texts it is packed, and `stored`."""
+        return self._record(_OBJECT)
+
+    @cached_property
+    def stored(self) -> np.dtype[np.void]:
+        """The packed dtype of the fixed part of one tile: a text is its length in bytes."""
+        return self._record(_LENGTH)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Fields of `record` that hold a text, in order."""
+        return tuple(
+            f"{cell}{position}"
+            for position, (dtype, cells) in enumerate(self.columns.values())
+            for cell in cells
+            if dtype in VARIABLE_WIDTH
+        )
+
+    def _record(self, text: np.dtype[Any]) -> np.dtype[np.void]:
         fields: list[Any] = [("level", "u1"), ("tile", "<i8")]
         for position, (dtype, cells) in enumerate(self.columns.values()):
             fields.append((f"count{position}", "<u8"))
             for cell in cells:
+                value: Any = text if dtype in VARIABLE_WIDTH else ">u8"
                 if cell in ("sum", "squares"):
                     fields.append((f"{cell}{position}", "<u4", (limb_count(cell, dtype),)))
                 elif cell in ("min", "max"):
-                    fields.append((f"{cell}{position}", ">u8"))
+                    fields.append((f"{cell}{position}", value))
                 else:
-                    fields.append((f"{cell}{position}", _ENTRY))
+                    fields.append((f"{cell}{position}", np.dtype([*_ROW, ("value", value)])))
         return np.dtype(fields)
 
     @cached_property
     def merge_program(self) -> str:
-        """How Redis merges two records, as JSON: what `ingestion/redis_functions.lua` needs to know of the layout."""
-        columns = [
-            [[cell, limb_count(cell, dtype) if cell in ("sum", "squares") else 0] for cell in cells]
-            for dtype, cells in self.columns.values()
-        ]
-        program = {"size": self.record.itemsize, "columns": columns, "levels": [list(level) for level in self.levels]}
+        """How Redis merges two records, as JSON: what `ingestion/redis_functions.lua` needs to know of the layout.
+
+        A cell is its name and how many numbers it has to add: 0 for one that is compared, -1 where that is a text.
+        """
+        columns = [[[cell, self._adds(cell, dtype)] for cell in cells] for dtype, cells in self.columns.values()]
+        program = {"size": self.stored.itemsize, "columns": columns, "levels": [list(level) for level in self.levels]}
         return json.dumps(program, separators=(",", ":"))
+
+    @staticmethod
+    def _adds(cell: Cell, dtype: Dtype) -> int:
+        if cell in ("sum", "squares"):
+            return limb_count(cell, dtype)
+        return -1 if dtype in VARIABLE_WIDTH else 0
 
     def oldest_tile(self, level: int, newest: NDArray[np.int64] | int) -> Any:
         """Index of the oldest tile of `level` that a window as of `newest` or later can see."""
         hop, length = self.levels[level]
         return (newest - length) // hop
+
+    def pack(self, records: Records, starts: Positions) -> list[bytes]:
+        """The stored bytes of each stretch of `records`, from each of `starts` to the next, the last to the end.
+
+        Where there are texts: u32 number of records, the records as `stored`, the texts.
+        """
+        begins = starts.tolist()
+        ends = [*begins, len(records)][1:]
+        if not self.texts:
+            raw, width = records.tobytes(), self.record.itemsize
+            return [raw[begin * width : end * width] for begin, end in zip(begins, ends, strict=True)]
+        fixed = np.zeros(len(records), self.stored)
+        for name in self.record.names or ():
+            if name not in self.texts:
+                fixed[name] = records[name]
+        columns = []
+        for name in self.texts:
+            rows, values = _text_field(records, name)
+            target_rows, lengths = _text_field(fixed, name)
+            for part in rows:
+                target_rows[part][:] = rows[part]
+            columns.append(values.tolist())
+            lengths[:] = [len(text) for text in columns[-1]]
+        raw, width = fixed.tobytes(), self.stored.itemsize
+        texts = [b"".join(row) for row in zip(*columns, strict=True)]
+        return [
+            b"".join([(end - begin).to_bytes(4, "little"), raw[begin * width : end * width], *texts[begin:end]])
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+
+    def unpack(self, blocks: Sequence[bytes]) -> tuple[Records, Positions, NDArray[np.bool_]]:
+        """(records, how many each block of `pack` holds, which blocks are damaged: if any is, there are no records)."""
+        lengths = np.fromiter(map(len, blocks), np.int64, len(blocks))
+        if not self.texts:
+            sizes, rest = np.divmod(lengths, self.record.itemsize)
+            damaged = rest != 0
+            body = b"" if damaged.any() else b"".join(blocks)
+            return np.frombuffer(body, self.record), sizes, damaged
+        sizes = np.fromiter((int.from_bytes(block[:4], "little") for block in blocks), np.int64, len(blocks))
+        ends = _COUNT.itemsize + sizes * self.stored.itemsize
+        damaged = lengths < ends
+        if damaged.any():
+            return np.empty(0, self.record), sizes, damaged
+        bounds = ends.tolist()
+        fixed = np.frombuffer(b"".join([block[4:end] for block, end in zip(blocks, bounds, strict=True)]), self.stored)
+        text = b"".join([block[end:] for block, end in zip(blocks, bounds, strict=True)])
+        widths = np.column_stack([_text_field(fixed, name)[1] for name in self.texts]).astype(np.int64)
+        before = np.concatenate([[0], np.cumsum(widths)])
+        damaged = np.diff(before[np.concatenate([[0], np.cumsum(sizes)]) * len(self.texts)]) != lengths - ends
+        if damaged.any():
+            return np.empty(0, self.record), sizes, damaged
+        cuts = before.tolist()
+        pieces = [text[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+        records = np.zeros(len(fixed), self.record)
+        for name in self.record.names or ():
+            if name not in self.texts:
+                records[name] = fixed[name]
+        for position, name in enumerate(self.texts):
+            rows, values = _text_field(records, name)
+            source_rows, _ = _text_field(fixed, name)
+            for part in rows:
+                rows[part][:] = source_rows[part]
+            values[:] = pieces[position :: len(self.texts)]
+        return records, sizes, damaged
+
+
+def _text_field(records: Records, name: str) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """(the parts of a text cell that say which row it is of, the texts or their lengths), as views."""
+    field = records[name]
+    if field.dtype.names is None:
+        return {}, field
+    return {part: field[part] for part, _ in _ROW}, field["value"]
 
 
 def build(
@@ -149,6 +252,8 @@ def _build_level(
     starts = np.flatnonzero(fresh)
     groups = np.cumsum(fresh) - 1
     records = np.zeros(len(starts), layout.record)
+    for name in layout.texts:
+        _text_field(records, name)[1][:] = b""
     records["level"] = level
     records["tile"] = tiles[starts]
     for position, name in enumerate(layout.columns):
@@ -181,7 +286,7 @@ def _fill_column(
             target[filled] = np.maximum.reduceat(values[rows], starts)
         else:
             chosen = rows[starts] if cell == "first" else rows[stops - 1]
-            entry = np.zeros(len(filled), _ENTRY)
+            entry = np.zeros(len(filled), target.dtype)
             entry["timestamp"] = integer_ranks(order.timestamp[chosen])
             entry["partition"] = order.partition[chosen]
             entry["offset"] = order.offset[chosen]
@@ -235,7 +340,7 @@ def _merge(
         if cell in ("sum", "squares"):
             state.limbs[cell] = np.zeros((count, limb_count(cell, dtype)), np.int64)
         else:
-            state.rank[cell] = np.zeros(count, np.uint64)
+            state.rank[cell] = np.full(count, b"", object) if dtype in VARIABLE_WIDTH else np.zeros(count, np.uint64)
     counts = records[f"count{position}"][visible].astype(np.int64)
     filled = counts > 0
     if not filled.all():
@@ -249,7 +354,7 @@ def _merge(
         stored = records[f"{cell}{position}"]
         if cell in ("first", "last"):
             stored = stored["value"][visible[starts if cell == "first" else stops - 1]]
-            state.rank[cell][owners] = stored.astype(np.uint64)
+            state.rank[cell][owners] = stored
             continue
         stored = stored[visible]
         if cell in ("sum", "squares"):
@@ -258,5 +363,6 @@ def _merge(
             state.limbs[cell][owners] = np.add.reduceat(limbs, starts, axis=0)
         else:
             extreme = np.minimum if cell == "min" else np.maximum
-            state.rank[cell][owners] = extreme.reduceat(stored.astype(np.uint64), starts)
+            native = stored if dtype in VARIABLE_WIDTH else stored.astype(np.uint64)
+            state.rank[cell][owners] = extreme.reduceat(native, starts)
     return state

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.aggregates import Cell, Ranks, State, cells_of, finalize, limbs_of, ranks
+from tally.aggregates import Cell, Ranks, State, cells_of, finalize, limbs_of, ordinals, ranks
 from tally.columns import Column
-from tally.dtypes import Dtype
+from tally.dtypes import VARIABLE_WIDTH, Dtype
 from tally.exact import Limbs
 from tally.tiles import Aggregation
 from training.timeline import Instants, Positions, Timeline, first_beyond
@@ -84,6 +84,7 @@ def window_features(
             state = rows.over(begins, certain, cells)
             if visibility is not None:
                 rows.add_visible(state, certain, ends, cells, visibility)
+            state = rows.named(state)
             for a in own:
                 values[a.feature] = _finalized(a, state)
     return {a.feature: values[a.feature] for a in aggregations}
@@ -106,7 +107,8 @@ class _ColumnRows:
     """The rows of a column that are not null, in the order of the timeline.
 
     `before[i]` says how many of them lie before place i; `places` where each lies. `prefix` has for each sum cell
-    the running sums of its limbs, shape (k, n + 1): below 2^34 each, so that 2^29 rows stay within int64.
+    the running sums of its limbs, shape (k, n + 1): below 2^34 each, so that 2^29 rows stay within int64. The `rank` of a
+    text is its position in `texts`, the distinct ones in order.
     """
 
     dtype: Dtype
@@ -114,7 +116,8 @@ class _ColumnRows:
     places: Positions
     limbs: dict[Cell, Limbs]
     prefix: dict[Cell, NDArray[np.int64]]
-    rank: Ranks
+    rank: NDArray[np.uint64]
+    texts: Ranks | None
 
     @staticmethod
     def of(column: Column, cells: Sequence[Cell]) -> _ColumnRows:
@@ -125,8 +128,16 @@ class _ColumnRows:
         limbs: dict[Cell, Limbs] = {cell: limbs_of(present, cell) for cell in cells if cell in ("sum", "squares")}
         prefix: dict[Cell, NDArray[np.int64]] = {cell: _running(values) for cell, values in limbs.items()}
         ordered = any(cell not in limbs for cell in cells)
-        rank = ranks(present) if ordered else np.zeros(0, np.uint64)
-        return _ColumnRows(column.dtype, before, places, limbs, prefix, rank)
+        rank, texts = np.zeros(0, np.uint64), None
+        if ordered:
+            rank, texts = ordinals(present) if column.dtype in VARIABLE_WIDTH else (ranks(present), None)
+        return _ColumnRows(column.dtype, before, places, limbs, prefix, rank, texts)
+
+    def named(self, state: State) -> State:
+        """A state of this column, with texts for their positions."""
+        if self.texts is None:
+            return state
+        return State(state.count, state.limbs, {cell: self.texts[rank] for cell, rank in state.rank.items()})
 
     def over(self, begins: Positions, ends: Positions, cells: Sequence[Cell]) -> State:
         """States of all rows in the places ``begins..ends``."""

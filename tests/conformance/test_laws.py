@@ -61,7 +61,7 @@ def test_both_ways_into_redis_end_with_the_same_tiles(world: World) -> None:
         if view.kind == "latest":
             assert one == other
             continue
-        ones, others = (unpack_tiles(view.tile_layout.record, view.tag, values, keys) for values in (one, other))
+        ones, others = (unpack_tiles(view.tile_layout, view.tag, values, keys) for values in (one, other))
         assert ones.newest.tolist() == others.newest.tolist()
         assert ones.rows.tolist() == others.rows.tolist()
         assert ones.records.tobytes() == others.records.tobytes()

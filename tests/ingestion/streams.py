@@ -27,6 +27,8 @@ COLUMNS = (
     Field("f", "Float64"),
     Field("i", "Int64"),
     Field("wide", "Int64"),
+    Field("text", "String"),
+    Field("raw", "Bytes"),
 )
 SOURCE = Source("events", "EVENTS", "", "", "at", "", "events", COLUMNS)
 SHORT, MIDDLE, LONG = (
@@ -36,13 +38,16 @@ SHORT, MIDDLE, LONG = (
 )
 
 
-def view_with_every_cell() -> View:
-    """Windows of a minute and of a quarter of an hour, in three hops."""
+def view_with_every_cell(*, texts: bool) -> View:
+    """Windows of a minute and of a quarter of an hour, in three hops; over `texts` too."""
     wanted: list[tuple[str, Dtype, tuple[str, ...], tuple[Window, ...]]] = [
         ("f", "Float64", ("count", "sum", "std", "min", "max", "first", "last"), (SHORT, LONG)),
         ("i", "Int64", ("sum", "var", "last"), (SHORT, MIDDLE)),
         ("wide", "Int64", ("min", "max", "first"), (MIDDLE, LONG)),
     ]
+    if texts:
+        wanted.append(("text", "String", ("count", "min", "max", "first", "last"), (SHORT, LONG)))
+        wanted.append(("raw", "Bytes", ("max", "first"), (SHORT, MIDDLE)))
     aggregations = tuple(
         Aggregation(f"{name}_{function}_{window.length}", name, dtype, function, window, output_dtype(function, dtype))
         for name, dtype, functions, windows in wanted
@@ -64,6 +69,9 @@ class Message:
     fields: dict[str, Any]
 
 
+_texts = st.one_of(
+    st.none(), st.sampled_from(["", "a", "ab", "abc", "\0", "a\0", "Z", "ÿ", "\uffff", "\U00010000"]), st.text(max_size=5)
+)
 _floats = st.one_of(
     st.none(), st.floats(-(2.0**63), 2.0**63), st.sampled_from([-0.0, 0.1, 2.0**-80, -5e-324, 2.0**63, -(2.0**63)])
 )
@@ -80,6 +88,8 @@ def topics(draw: st.DrawFn, partitions: int = 3) -> list[list[Message]]:
             "f": _floats,
             "i": st.none() | st.integers(-(2**40), 2**40),
             "wide": st.none() | st.integers(-(2**63), 2**63 - 1),
+            "text": _texts,
+            "raw": st.none() | st.binary(max_size=3),
         }
     )
     return [
@@ -130,13 +140,13 @@ def expected_values(view: View, messages: Sequence[Message]) -> dict[bytes, byte
         kept = records[[int(r["tile"]) >= oldest[int(r["level"])] for r in records]]
         fences = {m.partition: m.offset for m in sorted(own, key=lambda m: m.offset)}
         entity = entity_texts([column("String", [who])])[0]
-        values[entity] = pack_tiles(view.tag, newest, fences, kept.tobytes())
+        values[entity] = pack_tiles(view.tag, newest, fences, layout.pack(kept, np.zeros(1, np.int64))[0])
     return values
 
 
 def features(view: View, key: bytes, value: bytes, as_of: int) -> dict[str, Any]:
     """Every window of a stored value, read by the rules that lookups use."""
-    tiles = unpack_tiles(view.tile_layout.record, view.tag, [value], [key])
+    tiles = unpack_tiles(view.tile_layout, view.tag, [value], [key])
     columns = read(view.tile_layout, tiles.records, tiles.rows, np.array([as_of]))
     return {name: values.to_list()[0] for name, values in columns.items()}
 

@@ -67,6 +67,7 @@ class Topic:
             partition = partitions[serial % len(partitions)]
             at = 1_357_000_000 * SECOND + serial * SECOND // 4 + (serial * 7919 % 60) * SECOND
             fields = {"at": at, "who": "abc"[serial % 3], "f": serial / 7, "i": serial % 11 or None, "wide": -serial}
+            fields |= {"text": "zürich"[: serial % 7], "raw": None}
             self.sent.append(streams.Message(partition, offsets[partition], fields))
             offsets[partition] += 1
             value = json.dumps(fields | {"at": to_datetime(at).isoformat()})
@@ -115,13 +116,13 @@ def make_topic(servers: str, redis: Redis, *more: View) -> Topic:
     admin = AdminClient(config)
     admin.create_topics([NewTopic(name, 2, 1)])[name].result(DEADLINE_S)
     source = replace(streams.SOURCE, topic=name)
-    views = tuple(hashed_view(view, source) for view in (streams.view_with_every_cell(), *more))
+    views = tuple(hashed_view(view, source) for view in (streams.view_with_every_cell(texts=True), *more))
     return Topic(name, Plan(f"project-{name}", (source,), views, (), ()), config, redis, [])
 
 
 def latest_by_number(name: str = "by_number") -> View:
     """The last message of each number: refuses messages without one, which the windowed view takes."""
-    view = streams.view_with_every_cell()
+    view = streams.view_with_every_cell(texts=True)
     return replace(
         view, name=name, kind="latest", keys=(Field("i", "Int64"),), fields=(Field("f", "Float64"),), aggregations=()
     )

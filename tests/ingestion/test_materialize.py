@@ -59,7 +59,7 @@ def read_latest(redis: Redis, plan: Plan, view: View, entities: Sequence[bytes])
 def read_tiles(redis: Redis, plan: Plan, view: View, entities: Sequence[bytes]) -> TileRows:
     """The tiles of entities, as a client reads them."""
     keys = [view.prefix(plan.project) + entity for entity in entities]
-    return unpack_tiles(view.tile_layout.record, view.tag, redis.mget(keys), keys)  # type: ignore[arg-type]
+    return unpack_tiles(view.tile_layout, view.tag, redis.mget(keys), keys)  # type: ignore[arg-type]
 
 
 def weather(origin: str, at: int, created: int | None, temp: float) -> dict[str, Any]:

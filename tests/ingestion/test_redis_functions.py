@@ -23,7 +23,8 @@ from tests import oracle
 from tests.ingestion import plans, streams
 from tests.ingestion.streams import Message
 
-VIEW = streams.view_with_every_cell()
+VIEW = streams.view_with_every_cell(texts=False)
+TEXTS = streams.view_with_every_cell(texts=True)
 shared_server = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
@@ -32,47 +33,64 @@ def key(entity: bytes, view: View = VIEW) -> bytes:
     return view.prefix("p") + entity
 
 
-def stored(redis: Redis) -> dict[bytes, bytes]:
-    """Entity -> value, of all entities of VIEW."""
-    values: Any = {name: redis.get(name) for name in redis.scan_iter(VIEW.prefix("p") + b"*")}
-    return {name.removeprefix(VIEW.prefix("p")): value for name, value in values.items()}
+def stored(redis: Redis, view: View = VIEW) -> dict[bytes, bytes]:
+    """Entity -> value, of all entities of a view."""
+    values: Any = {name: redis.get(name) for name in redis.scan_iter(view.prefix("p") + b"*")}
+    return {name.removeprefix(view.prefix("p")): value for name, value in values.items()}
 
 
-def deliver(redis: Redis, batches: list[list[Message]]) -> Counts:
+def deliver(redis: Redis, batches: list[list[Message]], view: View = VIEW) -> Counts:
     """Apply batches one by one, as a worker does."""
-    writer, counts = TileWriter(redis, "p", VIEW), Counts()
+    writer, counts = TileWriter(redis, "p", view), Counts()
     for batch in batches:
         if batch:
-            counts.add(stream.merge(streams.events_of(VIEW, batch), writer.merge))
+            counts.add(stream.merge(streams.events_of(view, batch), writer.merge))
     return counts
 
 
 def message(offset: int, second: int, partition: int = 0) -> Message:
     """A message of entity a."""
-    return Message(partition, offset, {"at": second * SECOND, "who": "a", "f": 1.0, "i": 1, "wide": 1})
+    fields = {"at": second * SECOND, "who": "a", "f": 1.0, "i": 1, "wide": 1, "text": str(offset), "raw": b"x"}
+    return Message(partition, offset, fields)
 
 
+@pytest.mark.parametrize("view", [VIEW, TEXTS], ids=["numbers", "texts"])
 @shared_server
 @given(data=st.data())
-def test_stored_bytes_depend_on_the_set_of_events_alone(redis: Redis, data: st.DataObject) -> None:
+def test_stored_bytes_depend_on_the_set_of_events_alone(redis: Redis, view: View, data: st.DataObject) -> None:
     """However a topic is cut, repeated and interleaved, Redis holds the bytes of one pass, and windows equal the oracle's."""
     topic = data.draw(streams.topics())
     messages = [m for partition in topic for m in partition]
     batches = data.draw(streams.deliveries(topic))
     redis.flushdb()
 
-    counts = deliver(redis, batches)
+    counts = deliver(redis, batches, view)
 
     assert counts.consumed == sum(map(len, batches))
     assert counts.duplicate == counts.consumed - len(messages)
-    values = stored(redis)
-    assert values == streams.expected_values(VIEW, messages)
+    values = stored(redis, view)
+    assert values == streams.expected_values(view, messages)
     for entity, value in values.items():
         newest = max(m.fields["at"] for m in messages if m.fields["who"] == entity.decode())
         for as_of in (newest, newest + data.draw(st.integers(1, 1500 * SECOND))):
-            answer = streams.features(VIEW, entity, value, as_of)
-            expected = streams.oracle_features(VIEW, entity.decode(), as_of, messages)
+            answer = streams.features(view, entity, value, as_of)
+            expected = streams.oracle_features(view, entity.decode(), as_of, messages)
             assert all(oracle.same(answer[name], expected[name]) for name in expected), (answer, expected)
+
+
+def test_texts_are_ordered_by_bytes(redis: Redis) -> None:
+    """Least and greatest text in Redis are those by code point: not by a language, not by UTF-16, and NUL is a byte."""
+    texts = ["b", "A", "a", "Z", "\0", "", "a\0", "ä", "\uffff", "\U00010000"]
+    messages = [message(offset, 100) for offset in range(len(texts))]
+    for one, text in zip(messages, texts, strict=True):
+        one.fields["text"] = text
+    for offset, one in enumerate(messages):
+        deliver(redis, [[one]], TEXTS)
+        value = stored(redis, TEXTS)[b"a"]
+        answer = streams.features(TEXTS, b"a", value, 100 * SECOND)
+        so_far = sorted(texts[: offset + 1], key=str.encode)
+        assert (answer["text_min_60000000"], answer["text_max_60000000"]) == (so_far[0], so_far[-1])
+        assert (answer["text_first_60000000"], answer["text_last_60000000"]) == (texts[0], texts[offset])
 
 
 def test_partitions_in_any_order_leave_the_same_bytes(redis: Redis) -> None:

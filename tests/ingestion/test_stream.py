@@ -20,7 +20,7 @@ from tally.functions import describe
 from tests.ingestion import plans, streams
 from tests.ingestion.streams import Message
 
-VIEW = streams.view_with_every_cell()
+VIEW = streams.view_with_every_cell(texts=True)
 
 
 def fails(dep_delay: Any) -> dict[str, Any]:
@@ -110,7 +110,8 @@ def test_whatever_redis_answers_each_event_ends_once(data: st.DataObject) -> Non
 
 def test_events_are_too_late_when_the_farthest_level_dropped_them() -> None:
     """Records dropped at a nearer level alone do not make an event late."""
-    messages = [Message(0, n, {"at": n, "who": "a", "f": None, "i": None, "wide": None}) for n in range(3)]
+    nothing = dict.fromkeys(("f", "i", "wide", "text", "raw"))
+    messages = [Message(0, n, {"at": n, "who": "a", **nothing}) for n in range(3)]
     deltas = stream.deltas_of(streams.events_of(VIEW, messages))
     assert deltas.records["level"].tolist() == [0, 1, 2]
 

@@ -72,7 +72,7 @@ def aggregate(a: Aggregation, seen: list[Any]) -> Any:
     if a.function in ("first", "last"):
         return seen[0] if a.function == "first" else seen[-1]
     if a.function in ("min", "max"):
-        return (min if a.function == "min" else max)(seen, key=lambda v: (v, math.copysign(1, v)))
+        return (min if a.function == "min" else max)(seen, key=_total_order)
     if a.function == "sum" and a.output == "Int64":
         return sum(seen)
     if a.function in ("sum", "mean"):
@@ -82,6 +82,10 @@ def aggregate(a: Aggregation, seen: list[Any]) -> Any:
         return None
     exactly = [Fraction(v) for v in seen]
     return float(statistics.variance(exactly)) if a.function == "var" else statistics.stdev(exactly)
+
+
+def _total_order(value: Any) -> Any:
+    return (value, math.copysign(1.0, value)) if isinstance(value, float) else value
 
 
 def answer(asked: Row, as_of: int, stored: Mapping[str, Sequence[Row]]) -> tuple[dict[str, Any], dict[str, Status]]:

@@ -70,9 +70,9 @@ EVERY = tuple(Field(f"v_{dtype}", dtype) for dtype in DTYPES)
 
 def _aggregations() -> tuple[Aggregation, ...]:
     found = []
-    for dtype in (*NUMBERS, "UnixTimestamp"):
+    for dtype in DTYPES:
         for function in ("count", "sum", "mean", "std", "var", "min", "max", "first", "last"):
-            if dtype == "UnixTimestamp" and function in ("sum", "mean", "std", "var"):
+            if dtype not in NUMBERS and function in ("sum", "mean", "std", "var"):
                 continue
             for label, window in (("short", SHORT), ("long", LONG)):
                 output = output_dtype(function, dtype)
@@ -202,7 +202,8 @@ def store_tiles(redis: Redis, view: View, rows: Sequence[Row]) -> None:
         order = EventOrder(*(np.array([r[name] for r in own], np.int64) for name in ("at", "partition", "offset")))
         columns = {name: column(dtype, [r[name] for r in own], name) for name, dtype in dtypes.items()}
         _, records, _ = tiles.build(view.tile_layout, np.zeros(len(own), np.int64), order, columns)
-        redis.set(key, pack_tiles(view.tag, int(order.timestamp.max()), fences_of(own), records.tobytes()))
+        (packed,) = view.tile_layout.pack(records, np.zeros(1, np.int64))
+        redis.set(key, pack_tiles(view.tag, int(order.timestamp.max()), fences_of(own), packed))
 
 
 def fences_of(rows: Sequence[Row]) -> dict[int, int]:

@@ -16,6 +16,7 @@ from tally.aggregates import (
     CELL_ORDER,
     CELLS,
     FUNCTIONS,
+    LONGEST_TEXT,
     EventOrder,
     State,
     cells_of,
@@ -23,18 +24,22 @@ from tally.aggregates import (
     from_ranks,
     limb_count,
     limbs_of,
+    ordinals,
     output_dtype,
     ranks,
+    storable,
     summable,
 )
 from tally.columns import column, nulls
-from tally.dtypes import DTYPES, Dtype
+from tally.dtypes import DTYPES, VARIABLE_WIDTH, Dtype
 from tally.errors import DataError
 from tests import oracle
 
 TINY = 5e-324
 FLOAT_EDGES = [-math.inf, -1.7e308, -1.0, -2.3e-308, -TINY, -0.0, 0.0, TINY, 2.3e-308, 1.0, 1.7e308, math.inf]
 INT_EDGES = [-(2**63), -(2**63) + 1, -(2**31), -1, 0, 1, 2**31 - 1, 2**60 + 1, 2**63 - 2, 2**63 - 1]
+TEXT_EDGES = ["", "\0", "\0\0", "A", "AA", "a", "\x7f", "\x80", "ÿ", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"]
+"""In the order of code points, which is that of their UTF-8, and not of UTF-16 or of any language."""
 VALUES: dict[Dtype, st.SearchStrategy[Any]] = {
     "Float64": st.one_of(st.floats(allow_nan=False), st.sampled_from(FLOAT_EDGES)),
     "Float32": st.one_of(st.floats(allow_nan=False, width=32), st.sampled_from([-math.inf, -0.0, 0.0, 2.0**-149])),
@@ -42,6 +47,8 @@ VALUES: dict[Dtype, st.SearchStrategy[Any]] = {
     "Int32": st.integers(-(2**31), 2**31 - 1),
     "Bool": st.booleans(),
     "UnixTimestamp": st.integers(-(2**63) + 1, 2**63 - 1),
+    "String": st.one_of(st.text(max_size=4), st.sampled_from(TEXT_EDGES)),
+    "Bytes": st.binary(max_size=4),
 }
 SUMMABLE: dict[Dtype, st.SearchStrategy[Any]] = {
     "Float64": st.floats(-(2.0**64), 2.0**64, exclude_min=True, exclude_max=True),
@@ -64,7 +71,7 @@ def test_ranks_have_the_order_of_their_values(dtype: Dtype, data: st.DataObject)
     """Sorting ranks sorts values, -0.0 below 0.0, infinities, subnormals and int64's extremes included; they come back."""
     values = data.draw(st.lists(VALUES[dtype], min_size=1, max_size=12))
     rank = ranks(column(dtype, values))
-    assert rank.dtype == np.uint64
+    assert rank.dtype == (object if dtype in VARIABLE_WIDTH else np.uint64)
     by_rank = [values[i] for i in np.argsort(rank, kind="stable").tolist()]
     assert all(map(oracle.same, by_rank, sorted(values, key=total_order if dtype.startswith("F") else None)))
     back = from_ranks(dtype, rank)
@@ -74,7 +81,7 @@ def test_ranks_have_the_order_of_their_values(dtype: Dtype, data: st.DataObject)
 
 def test_ranks_of_the_edges_rise() -> None:
     """Each edge ranks strictly above the one before it."""
-    for dtype, edges in (("Float64", FLOAT_EDGES), ("Int64", INT_EDGES)):
+    for dtype, edges in (("Float64", FLOAT_EDGES), ("Int64", INT_EDGES), ("String", TEXT_EDGES)):
         rank = ranks(column(cast(Dtype, dtype), edges)).tolist()
         assert rank == sorted(set(rank))
 
@@ -83,7 +90,7 @@ OUTPUTS: dict[str, dict[str, Dtype]] = {
     "count": dict.fromkeys(DTYPES, "Int64"),
     "sum": {"Float64": "Float64", "Float32": "Float64", "Int64": "Int64", "Int32": "Int64", "Bool": "Int64"},
     **{f: dict.fromkeys(("Float64", "Float32", "Int64", "Int32", "Bool"), "Float64") for f in ("mean", "std", "var")},
-    **{f: {d: d for d in DTYPES if d not in ("String", "Bytes")} for f in ORDERED},
+    **{f: {d: d for d in DTYPES} for f in ORDERED},
 }
 
 
@@ -93,7 +100,7 @@ def test_output_dtypes(function: str, dtype: Dtype) -> None:
     """The dtype of every function over every dtype, or the refusal that names both."""
     expected = OUTPUTS[function].get(dtype)
     if expected is None:
-        with pytest.raises(DataError, match=f"{function} does not apply to {dtype}"):
+        with pytest.raises(DataError, match=f"{function} does not apply to {dtype} columns; count, min, max, first, last do"):
             output_dtype(function, dtype)
     else:
         assert output_dtype(function, dtype) == expected
@@ -106,6 +113,25 @@ def test_cells_are_stored_in_one_order() -> None:
     assert cells_of(["count"]) == ()
     assert cells_of(["std", "mean"]) == ("sum", "squares")
     assert cells_of(["last", "min", "min"]) == ("min", "last")
+
+
+@given(st.lists(st.one_of(st.none(), VALUES["String"])))
+def test_ordinals_stand_for_ranks(values: list[str | None]) -> None:
+    """Positions among the distinct texts are in the order of the texts, and give their bytes back."""
+    there = [value for value in values if value is not None]
+    codes, distinct = ordinals(column("String", there))
+    assert len(distinct) >= 1
+    assert distinct.tolist() == (sorted(set(distinct.tolist())) if there else [b""])
+    assert distinct[codes].tolist() == [value.encode() for value in there]
+
+
+@given(st.lists(st.one_of(st.none(), st.text(st.sampled_from("aé🛫"), min_size=250, max_size=1030)), max_size=4))
+@example(["é" * 512, "é" * 512 + "a", "🛫" * 256, "🛫" * 257, "a" * 1024, "a" * 1025])
+def test_texts_up_to_the_longest_are_storable(values: list[str | None]) -> None:
+    """The bound is on the bytes of UTF-8; nulls and columns of numbers are always within it."""
+    expected = [value is None or len(value.encode()) <= LONGEST_TEXT for value in values]
+    assert storable(column("String", values)).tolist() == expected
+    assert storable(column("Int64", [2**60, None])).tolist() == [True, True]
 
 
 @given(st.lists(st.floats()))
@@ -138,7 +164,8 @@ def state_of(dtype: Dtype, groups: list[list[Any]]) -> State:
     count = np.array([len(group) for group in groups], np.int64)
     state = State(count, {cell: np.zeros((len(groups), width[cell]), np.int64) for cell in width}, {})
     for cell in ORDERED:
-        state.rank[cell] = np.zeros(len(groups), np.uint64)  # type: ignore[index]
+        empty: Any = np.full(len(groups), b"", object) if dtype in VARIABLE_WIDTH else np.zeros(len(groups), np.uint64)
+        state.rank[cell] = empty  # type: ignore[index]
     for i, group in enumerate(groups):
         if not group:
             continue
@@ -147,7 +174,7 @@ def state_of(dtype: Dtype, groups: list[list[Any]]) -> State:
             for cell in CELL_ORDER[:2]:
                 state.limbs[cell][i] = limbs_of(source, cell).sum(axis=0)
         rank = ranks(source)
-        state.rank["min"][i], state.rank["max"][i] = rank.min(), rank.max()
+        state.rank["min"][i], state.rank["max"][i] = min(rank.tolist()), max(rank.tolist())
         state.rank["first"][i], state.rank["last"][i] = rank[0], rank[-1]
     return state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from tally.single import RowReader, WindowReader
 from tally.tiles import TileLayout
 from tests.oracle import Event, same
 from tests.tally.stored import VIEW_HASH, pack, rows_of, sized_layouts
-from tests.tally.windowed import COLUMNS, EVERYTHING, KEYS, T0, build, events, instants, layout_of, layouts, plain, read
+from tests.tally.windowed import COLUMNS, EVERYTHING, KEYS, T0, build, events, instants, layout_of, layouts, packed, plain, read
 
 TAG = bytes.fromhex(VIEW_HASH)[:8]
 
@@ -79,7 +80,7 @@ def test_other_definitions_are_left_to_the_arrays() -> None:
     layout = RowLayout((("n", "Int64"),), VIEW_HASH)
     (value,) = pack(RowLayout(layout.fields, "ee" * 16), [(0, 0, 0, [1])])
     assert RowReader(layout).read(value) is None
-    assert WindowReader(EVERYTHING, TAG).read(pack_tiles(b"e" * 8, 0, {}, b""), 0) is None
+    assert WindowReader(EVERYTHING, TAG).read(pack_tiles(b"e" * 8, 0, {}, bytes(4)), 0) is None
 
 
 @given(layouts(), events(), instants(), st.dictionaries(st.integers(0, 9), st.integers(0, 9), max_size=3))
@@ -89,7 +90,7 @@ def test_windows_equal_those_of_arrays(
     """Any aggregations, behind any fences, as of any instant: the bits of `tiles.read`."""
     reader = WindowReader(layout, TAG)
     for records in build(layout, rows).values():
-        found = reader.read(pack_tiles(TAG, 77, fences, records.tobytes()), as_of)
+        found = reader.read(pack_tiles(TAG, 77, fences, packed(layout, records)), as_of)
         expected = read(layout, [records], [as_of])
         assert agree(found, (77, [expected[a.feature][0] for a in layout.aggregations]))
 
@@ -98,7 +99,7 @@ def test_windows_equal_those_of_arrays(
 def test_every_aggregation_at_once(rows: list[Event], as_of: int) -> None:
     """All functions, dtypes and windows in one view."""
     records = build(EVERYTHING, rows)[KEYS[0]]
-    found = WindowReader(EVERYTHING, TAG).read(pack_tiles(TAG, 0, {}, records.tobytes()), as_of)
+    found = WindowReader(EVERYTHING, TAG).read(pack_tiles(TAG, 0, {}, packed(EVERYTHING, records)), as_of)
     expected = read(EVERYTHING, [records], [as_of])
     assert agree(found, (0, [expected[a.feature][0] for a in EVERYTHING.aggregations]))
 
@@ -111,7 +112,7 @@ def test_an_entity_without_tiles(layout: TileLayout) -> None:
     assert reader.nothing() == expected
     reader.nothing().clear()
     assert reader.nothing() == expected
-    assert reader.read(pack_tiles(TAG, 5, {}, b""), T0) == (5, expected)
+    assert reader.read(pack_tiles(TAG, 5, {}, packed(layout, np.empty(0, layout.record))), T0) == (5, expected)
 
 
 @pytest.mark.parametrize("extra", [0, 1])
@@ -123,7 +124,7 @@ def test_a_sum_beyond_int64_is_left_to_the_arrays(extra: int) -> None:
         for n, value in enumerate([2**63 - 1, extra])
     ]
     records = build(layout, rows)[7]
-    found = WindowReader(layout, TAG).read(pack_tiles(TAG, 0, {}, records.tobytes()), T0)
+    found = WindowReader(layout, TAG).read(pack_tiles(TAG, 0, {}, packed(layout, records)), T0)
     if extra:
         assert found is None
         with pytest.raises(DataError, match="i64_sum_1h"):
@@ -135,11 +136,11 @@ def test_a_sum_beyond_int64_is_left_to_the_arrays(extra: int) -> None:
 @given(layouts(), events(), st.data())
 def test_damaged_tiles_are_left_to_the_arrays(layout: TileLayout, rows: list[Event], data: st.DataObject) -> None:
     """No exception, and no answer where the array reader refuses the bytes; sums that contradict each other are refused."""
-    value = pack_tiles(TAG, 0, {1: 2}, build(layout, rows)[KEYS[0]].tobytes())
+    value = pack_tiles(TAG, 0, {1: 2}, packed(layout, build(layout, rows)[KEYS[0]]))
     damaged = damage(data, value)
     found = WindowReader(layout, TAG).read(damaged, T0)
     try:
-        stored = unpack_tiles(layout.record, TAG, [damaged], [b"k"])
+        stored = unpack_tiles(layout, TAG, [damaged], [b"k"])
         read(layout, [stored.records], [T0])
     except (StoredBytesError, DefinitionMismatchError, DataError):
         assert found is None
@@ -151,6 +152,17 @@ def test_contradicting_sums_are_refused() -> None:
     rows = [Event(T0, 0, n, 0, {**dict.fromkeys(COLUMNS), "f64": 5.0 + n, "key": 7}) for n in range(2)]
     records = build(layout, rows)[7].copy()
     records["squares0"] = 0
-    assert WindowReader(layout, TAG).read(pack_tiles(TAG, 0, {}, records.tobytes()), T0) is None
+    assert WindowReader(layout, TAG).read(pack_tiles(TAG, 0, {}, packed(layout, records)), T0) is None
     with pytest.raises(StoredBytesError, match=r"f64_std_1h.*bootstrap"):
         read(layout, [records], [T0])
+
+
+def test_damaged_text_is_refused() -> None:
+    """A string of a tile that is not UTF-8 was never written: refused in words by arrays, None here."""
+    layout = layout_of([("text", "last", "1h")])
+    rows = [Event(T0, 0, 0, 0, {**dict.fromkeys(COLUMNS), "text": "é", "key": 7})]
+    value = pack_tiles(TAG, 0, {}, packed(layout, build(layout, rows)[7]))
+    damaged = value[:-1] + b"\xff"
+    assert WindowReader(layout, TAG).read(damaged, T0) is None
+    with pytest.raises(StoredBytesError, match=r"text_last_1h.*UTF-8.*bootstrap"):
+        read(layout, [unpack_tiles(layout, TAG, [damaged], [b"k"]).records], [T0])

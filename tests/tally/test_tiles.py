@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tally import tiles
-from tally.aggregates import EventOrder
+from tally.aggregates import EventOrder, limb_count
 from tally.columns import Column, column
 from tally.errors import DataError
 from tally.tiles import Aggregation, Records, TileLayout
@@ -32,6 +32,7 @@ from tests.tally.windowed import (
     instants,
     layout_of,
     layouts,
+    packed,
     read,
     view_of,
 )
@@ -51,34 +52,38 @@ def check(layout: TileLayout, found: dict[str, list[Any]], asks: Sequence[tuple[
 
 def merged(layout: TileLayout, one: Records, other: Records) -> Records:
     """Two sets of tiles as one, field by field, as the definition of each cell says."""
-    by_tile: dict[tuple[int, int], bytes] = {}
-    for raw in [record.tobytes() for part in (one, other) for record in part]:
-        place = (raw[0], int.from_bytes(raw[1:9], "little", signed=True))
-        by_tile[place] = _merged_record(layout, by_tile[place], raw) if place in by_tile else raw
-    return np.frombuffer(b"".join(by_tile[place] for place in sorted(by_tile)), layout.record)
-
-
-def _merged_record(layout: TileLayout, one: bytes, other: bytes) -> bytes:
-    out = one[:9]
-    for position, (_, cells) in enumerate(layout.columns.values()):
-        fields = [_field(layout, f"{name}{position}") for name in ("count", *cells)]
-        counts = [int.from_bytes(raw[fields[0]], "little") for raw in (one, other)]
-        out += sum(counts).to_bytes(8, "little")
-        for cell, place in zip(cells, fields[1:], strict=True):
-            if not all(counts):
-                out += one[place] if counts[0] else other[place]
-            elif cell in ("sum", "squares"):
-                numbers = [int.from_bytes(raw[place], "little", signed=True) for raw in (one, other)]
-                out += sum(numbers).to_bytes(place.stop - place.start, "little", signed=True)
-            else:
-                out += (min if cell in ("min", "first") else max)(one[place], other[place])
+    by_tile: dict[tuple[int, int], Any] = {}
+    for record in [record for part in (one, other) for record in part]:
+        place = (int(record["level"]), int(record["tile"]))
+        by_tile[place] = _merged_record(layout, by_tile[place], record) if place in by_tile else record
+    out = np.zeros(len(by_tile), layout.record)
+    for position, place in enumerate(sorted(by_tile)):
+        out[position] = by_tile[place]
     return out
 
 
-def _field(layout: TileLayout, name: str) -> slice:
-    assert layout.record.fields is not None
-    start = layout.record.fields[name][1]
-    return slice(start, start + layout.record[name].itemsize)
+def _merged_record(layout: TileLayout, one: Any, other: Any) -> Any:
+    out = one.copy()
+    for position, (dtype, cells) in enumerate(layout.columns.values()):
+        counts = [int(record[f"count{position}"]) for record in (one, other)]
+        out[f"count{position}"] = sum(counts)
+        for cell in cells:
+            name = f"{cell}{position}"
+            if not all(counts):
+                out[name] = (one if counts[0] else other)[name]
+            elif cell in ("sum", "squares"):
+                numbers = [int.from_bytes(record[name].tobytes(), "little", signed=True) for record in (one, other)]
+                raw = sum(numbers).to_bytes(4 * limb_count(cell, dtype), "little", signed=True)
+                out[name] = np.frombuffer(raw, "<u4")
+            else:
+                least = cell in ("min", "first")
+                ordered = sorted((one, other), key=lambda record, name=name: _rank(record[name]))  # type: ignore[misc]
+                out[name] = ordered[0 if least else 1][name]
+    return out
+
+
+def _rank(cell: Any) -> tuple[Any, ...]:
+    return tuple(cell.tolist()) if isinstance(cell, np.void) else (cell,)
 
 
 @given(layouts(), events(), ASKS)
@@ -96,7 +101,8 @@ def test_every_aggregation_at_once() -> None:
             "f64": dice.uniform(-1, 1) * 10 ** dice.randint(-20, 18), "f32": float(np.float32(dice.gauss(0, 1e6))),
             "wide": dice.choice([0.0, -0.0, 5e-324, 1e300, -1e300, float("inf")]), "i64": dice.randint(-(2**50), 2**50),
             "big": dice.choice([2**60 + 1, -(2**63), 2**63 - 1]), "i32": dice.randint(-(2**31), 2**31 - 1),
-            "b": dice.random() < 0.5, "ts": dice.randint(-(2**60), 2**60), "text": "x",
+            "b": dice.random() < 0.5, "ts": dice.randint(-(2**60), 2**60), "text": dice.choice(["", "a", "aa", "ÿ", "\uffff", "\U00010000"]),
+            "raw": dice.randbytes(dice.randint(0, 3)),
         }  # fmt: skip
         values = {name: None if dice.random() < 0.2 else value for name, value in values.items()}
         at = T0 + dice.choice([dice.randint(-(10**11), 10**10), 300_000_000 * dice.randint(-12, 3), 0])
@@ -112,7 +118,8 @@ def test_order_leaves_no_trace(layout: TileLayout, rows: list[Event], dice: rand
     shuffled = rows.copy()
     dice.shuffle(shuffled)
     found = build(layout, shuffled)
-    assert {key: part.tobytes() for key, part in found.items()} == {k: p.tobytes() for k, p in expected.items()}
+    for key in KEYS:
+        assert packed(layout, found[key]) == packed(layout, expected[key])
 
 
 @given(layouts(), events(), st.lists(st.integers(0, 2), min_size=12, max_size=12))
@@ -124,7 +131,7 @@ def test_parts_merge_to_the_whole(layout: TileLayout, rows: list[Event], part_of
         one, two, three = (build(layout, part)[key] for part in parts)
         left = merged(layout, merged(layout, one, two), three)
         right = merged(layout, three, merged(layout, two, one))
-        assert left.tobytes() == right.tobytes() == whole[key].tobytes()
+        assert packed(layout, left) == packed(layout, right) == packed(layout, whole[key])
 
 
 @given(layouts(), events())
@@ -201,15 +208,18 @@ def test_a_sum_beyond_int64_is_refused_by_name() -> None:
 
 def test_layouts_are_derived_from_aggregations() -> None:
     """Columns by name, levels by hop with their longest window, and the size of a record that Redis is told."""
-    layout = layout_of([("i64", "mean", "1d"), ("f64", "std", "2h"), ("f64", "last", "1h"), ("b", "count", "50m")])
-    assert list(layout.columns) == ["b", "f64", "i64"]
+    asked = [("i64", "mean", "1d"), ("f64", "std", "2h"), ("f64", "last", "1h"), ("b", "count", "50m")]
+    layout = layout_of([*asked, ("text", "min", "1h"), ("text", "first", "1h")])
+    assert list(layout.columns) == ["b", "f64", "i64", "text"]
     assert layout.columns["f64"] == ("Float64", ("sum", "squares", "last"))
     assert layout.levels == tuple(sorted((WINDOWS[at].hop, WINDOWS[at].length) for at in ("50m", "2h", "1d")))
     program = json.loads(layout.merge_program)
-    assert program["columns"] == [[], [["sum", 6], ["squares", 11], ["last", 0]], [["sum", 3]]]
+    numbers = [[], [["sum", 6], ["squares", 11], ["last", 0]], [["sum", 3]]]
+    assert program["columns"] == [*numbers, [["min", -1], ["first", -1]]]
     sizes = {"sum": 0, "squares": 0, "min": 8, "max": 8, "first": 28, "last": 28}
-    cells = [8 + sum(4 * limbs + sizes[cell] for cell, limbs in column) for column in program["columns"]]
-    assert program["size"] == layout.record.itemsize == 9 + sum(cells)
+    cells = [8 + sum(4 * limbs + sizes[cell] for cell, limbs in column) for column in numbers]
+    assert program["size"] == layout.stored.itemsize == 9 + sum(cells) + 8 + 2 + 22
+    assert layout_of(asked).record == layout_of(asked).stored
     assert [tuple(level) for level in program["levels"]] == list(layout.levels)
 
 

@@ -39,9 +39,10 @@ COLUMNS: dict[str, tuple[Dtype, st.SearchStrategy[Any]]] = {
     "i32": ("Int32", st.integers(-(2**31), 2**31 - 1)),
     "b": ("Bool", st.booleans()),
     "ts": ("UnixTimestamp", st.integers(-(2**62), 2**62)),
-    "text": ("String", st.sampled_from(["", "a"])),
+    "text": ("String", st.one_of(st.sampled_from(["", "a", "\0", "a\0", "ÿ", "\ud7ff", "\uffff", "\U00010000"]), st.text())),
+    "raw": ("Bytes", st.binary(max_size=4)),
 }
-"""Sums are asked of f64, f32, i64, i32 and b; `wide`, `big` and `ts` hold what has only an order; of `text`, a count."""
+"""Sums are asked of f64, f32, i64, i32 and b; the others hold what has only an order."""
 SUMMED = ("f64", "f32", "i64", "i32", "b")
 KEYS = (7, -3)
 T0 = 5 * DAY
@@ -137,11 +138,15 @@ def build(layout: TileLayout, rows: Sequence[Event]) -> dict[int, Records]:
     return {key: records[keys == key] for key in KEYS}
 
 
+def packed(layout: TileLayout, records: Records) -> bytes:
+    """The stored bytes of records."""
+    (block,) = layout.pack(records, np.zeros(1, np.int64))
+    return block
+
+
 def read(layout: TileLayout, stored: Sequence[Records], as_of: Sequence[int]) -> dict[str, list[Any]]:
     """Every feature of each row's tiles as of its instant; null as None, instants as numbers."""
-    joined = np.empty(sum(map(len, stored)), layout.record)
-    if stored:
-        np.concatenate(stored, out=joined)
+    joined, *_ = layout.unpack([packed(layout, part) for part in stored])
     rows = np.repeat(np.arange(len(stored)), [len(part) for part in stored])
     found = tiles.read(layout, joined, rows, np.array(as_of, np.int64))
     return {name: plain(values) for name, values in found.items()}
