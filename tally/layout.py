@@ -322,9 +322,7 @@ def fences_of(value: bytes) -> dict[int, int]:
     return dict(_FENCE.iter_unpack(value[TILES_HEADER.size :][: partitions * _FENCE.size]))
 
 
-def unpack_tiles(
-    layout: TileLayout, tag: bytes, values: Sequence[bytes | None], keys: Sequence[bytes]
-) -> TileRows:
+def unpack_tiles(layout: TileLayout, tag: bytes, values: Sequence[bytes | None], keys: Sequence[bytes]) -> TileRows:
     """The tiles of `values`, None being an entity without any. Raises as `RowLayout.unpack`."""
     present, rows, found = _present(values)
     lengths = np.fromiter(map(len, present), np.int64, len(present))

@@ -171,7 +171,9 @@ class WindowReader:
                 inside = [r for r in records if r[0] == level and first <= r[1] <= last]
             filled = [r for r in inside if r[part.count]]
             count = sum(map(itemgetter(part.count), filled))
-            cells = {cell: _merge(cell, filled, where, part.dtype) for cell, where in part.cells.items()} if count else {}
+            cells = (
+                {cell: _merge(cell, filled, where, part.dtype) for cell, where in part.cells.items()} if count else {}
+            )
             for position, function in part.features:
                 if function == "count":
                     values[position] = count

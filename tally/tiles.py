@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -184,7 +185,7 @@ class TileLayout:
         if damaged.any():
             return np.empty(0, self.record), sizes, damaged
         cuts = before.tolist()
-        pieces = [text[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+        pieces = [text[begin:end] for begin, end in pairwise(cuts)]
         records = np.zeros(len(fixed), self.record)
         for name in self.record.names or ():
             if name not in self.texts:

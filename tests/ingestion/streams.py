@@ -70,7 +70,9 @@ class Message:
 
 
 _texts = st.one_of(
-    st.none(), st.sampled_from(["", "a", "ab", "abc", "\0", "a\0", "Z", "ÿ", "\uffff", "\U00010000"]), st.text(max_size=5)
+    st.none(),
+    st.sampled_from(["", "a", "ab", "abc", "\0", "a\0", "Z", "ÿ", "\uffff", "\U00010000"]),
+    st.text(max_size=5),
 )
 _floats = st.one_of(
     st.none(), st.floats(-(2.0**63), 2.0**63), st.sampled_from([-0.0, 0.1, 2.0**-80, -5e-324, 2.0**63, -(2.0**63)])

@@ -38,7 +38,22 @@ from tests import oracle
 TINY = 5e-324
 FLOAT_EDGES = [-math.inf, -1.7e308, -1.0, -2.3e-308, -TINY, -0.0, 0.0, TINY, 2.3e-308, 1.0, 1.7e308, math.inf]
 INT_EDGES = [-(2**63), -(2**63) + 1, -(2**31), -1, 0, 1, 2**31 - 1, 2**60 + 1, 2**63 - 2, 2**63 - 1]
-TEXT_EDGES = ["", "\0", "\0\0", "A", "AA", "a", "\x7f", "\x80", "ÿ", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"]
+TEXT_EDGES = [
+    "",
+    "\0",
+    "\0\0",
+    "A",
+    "AA",
+    "a",
+    "\x7f",
+    "\x80",
+    "ÿ",
+    "\ud7ff",
+    "\ue000",
+    "\uffff",
+    "\U00010000",
+    "\U0010ffff",
+]
 """In the order of code points, which is that of their UTF-8, and not of UTF-16 or of any language."""
 VALUES: dict[Dtype, st.SearchStrategy[Any]] = {
     "Float64": st.one_of(st.floats(allow_nan=False), st.sampled_from(FLOAT_EDGES)),
@@ -100,7 +115,9 @@ def test_output_dtypes(function: str, dtype: Dtype) -> None:
     """The dtype of every function over every dtype, or the refusal that names both."""
     expected = OUTPUTS[function].get(dtype)
     if expected is None:
-        with pytest.raises(DataError, match=f"{function} does not apply to {dtype} columns; count, min, max, first, last do"):
+        with pytest.raises(
+            DataError, match=f"{function} does not apply to {dtype} columns; count, min, max, first, last do"
+        ):
             output_dtype(function, dtype)
     else:
         assert output_dtype(function, dtype) == expected

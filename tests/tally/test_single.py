@@ -15,7 +15,20 @@ from tally.single import RowReader, WindowReader
 from tally.tiles import TileLayout
 from tests.oracle import Event, same
 from tests.tally.stored import VIEW_HASH, pack, rows_of, sized_layouts
-from tests.tally.windowed import COLUMNS, EVERYTHING, KEYS, T0, build, events, instants, layout_of, layouts, packed, plain, read
+from tests.tally.windowed import (
+    COLUMNS,
+    EVERYTHING,
+    KEYS,
+    T0,
+    build,
+    events,
+    instants,
+    layout_of,
+    layouts,
+    packed,
+    plain,
+    read,
+)
 
 TAG = bytes.fromhex(VIEW_HASH)[:8]
 

@@ -214,7 +214,7 @@ def test_layouts_are_derived_from_aggregations() -> None:
     assert layout.columns["f64"] == ("Float64", ("sum", "squares", "last"))
     assert layout.levels == tuple(sorted((WINDOWS[at].hop, WINDOWS[at].length) for at in ("50m", "2h", "1d")))
     program = json.loads(layout.merge_program)
-    numbers = [[], [["sum", 6], ["squares", 11], ["last", 0]], [["sum", 3]]]
+    numbers: list[list[Any]] = [[], [["sum", 6], ["squares", 11], ["last", 0]], [["sum", 3]]]
     assert program["columns"] == [*numbers, [["min", -1], ["first", -1]]]
     sizes = {"sum": 0, "squares": 0, "min": 8, "max": 8, "first": 28, "last": 28}
     cells = [8 + sum(4 * limbs + sizes[cell] for cell, limbs in column) for column in numbers]

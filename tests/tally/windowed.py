@@ -39,7 +39,10 @@ COLUMNS: dict[str, tuple[Dtype, st.SearchStrategy[Any]]] = {
     "i32": ("Int32", st.integers(-(2**31), 2**31 - 1)),
     "b": ("Bool", st.booleans()),
     "ts": ("UnixTimestamp", st.integers(-(2**62), 2**62)),
-    "text": ("String", st.one_of(st.sampled_from(["", "a", "\0", "a\0", "ÿ", "\ud7ff", "\uffff", "\U00010000"]), st.text())),
+    "text": (
+        "String",
+        st.one_of(st.sampled_from(["", "a", "\0", "a\0", "ÿ", "\ud7ff", "\uffff", "\U00010000"]), st.text()),
+    ),
     "raw": ("Bytes", st.binary(max_size=4)),
 }
 """Sums are asked of f64, f32, i64, i32 and b; the others hold what has only an order."""
