@@ -120,7 +120,9 @@ local function compile(text)
     table.insert(levels, { hop = level[1], length_high = length_high, length_low = level[2] - length_high * HALF })
   end
   if #texts == 0 then texts = nil end
-  return { size = document.size, format = table.concat(format), columns = columns, texts = texts, levels = levels }
+  return {
+    size = document.size, format = table.concat(format), width = at - 1, columns = columns, texts = texts, levels = levels,
+  }
 end
 
 -- Compiled programs by their text: a handful per project, forgotten when definitions have changed very often.
@@ -218,7 +220,6 @@ end
 -- The numbers of a record, with texts in the place of their lengths.
 local function numbers_of(program, block, i)
   local numbers = { read(program.format, block.bytes, block.start + i * program.size) }
-  numbers[#numbers] = nil -- struct.unpack adds the position after the record
   if program.texts then
     local at = block.text[i]
     for _, text in ipairs(program.texts) do
@@ -238,11 +239,13 @@ end
 
 -- Append a record.
 local function append(program, pieces, texts, numbers)
-  for _, text in ipairs(program.texts or {}) do
-    texts[#texts + 1] = numbers[text.place]
-    numbers[text.place] = #numbers[text.place]
+  if program.texts then
+    for _, text in ipairs(program.texts) do
+      texts[#texts + 1] = numbers[text.place]
+      numbers[text.place] = #numbers[text.place]
+    end
   end
-  pieces[#pieces + 1] = write(program.format, unpack(numbers))
+  pieces[#pieces + 1] = write(program.format, unpack(numbers, 1, program.width)) -- behind them is where the record ended
 end
 
 local function merge_records(program, into, other)
@@ -340,7 +343,7 @@ local function merge_tiles(keys, args)
   if value then stored = block_of(program, value, HEADER + 1 + count * FENCE) end
 
   local sent = block_of(program, args[5], 1)
-  local pieces, texts, kept = {}, {}, 0
+  local pieces, texts, kept = { '' }, {}, 0
   local too_late = { 1 }
   local cursor, next_sent = 0, 0
   for position, level in ipairs(program.levels) do
@@ -379,9 +382,12 @@ local function merge_tiles(keys, args)
       kept, cursor = kept + stop - cursor, stop
     end
   end
-  local head = write('<B', TILES_FORMAT) .. tag .. write('<I4i4H', low, high, #fences / FENCE) .. fences
-  if program.texts then head = head .. write('<I4', kept) end
-  store(key, head .. table.concat(pieces) .. table.concat(texts), args[6])
+  pieces[1] = write('<B', TILES_FORMAT) .. tag .. write('<I4i4H', low, high, #fences / FENCE) .. fences
+  if program.texts then
+    pieces[1] = pieces[1] .. write('<I4', kept)
+    pieces[#pieces + 1] = table.concat(texts)
+  end
+  store(key, table.concat(pieces), args[6])
   if #too_late > 1 then return too_late end
   return 1
 end
