@@ -18,7 +18,7 @@ from serving_client.rows import FeatureRows, Read
 from serving_client.status import Status
 from tally import functions
 from tally.columns import Column, nulls
-from tally.dtypes import STORAGE, VARIABLE_WIDTH, Dtype
+from tally.dtypes import STORAGE, Dtype
 from tally.layout import escaped, fences_of
 from tally.plan import Field, Plan, RequestFunction, Service, View, ViewUse
 from tally.single import RowReader, WindowReader
@@ -209,10 +209,11 @@ class OneRowLookup:
             pool += features
             statuses.append(status)
             found.append(version)
-        for call, inputs in self._calls:
-            columns = {parameter: one(dtype, pool[position]) for parameter, position, dtype in inputs}
-            outputs = functions.run(call.function, columns, call.definition.outputs, 1)
-            pool += [scalar(outputs[field.name]) for field in call.definition.outputs]
+        if self._calls:
+            with np.errstate(all="ignore"):
+                for call, inputs in self._calls:
+                    given = [(parameter, dtype, pool[position]) for parameter, position, dtype in inputs]
+                    pool += functions.run_on_one(call.function, given, call.definition.outputs)
         raw = [values[slot] for slot in request.slots]
         return OneRow(self._shape, self._shape.pick(pool), statuses, found, raw, as_of)
 
@@ -253,13 +254,6 @@ def one(dtype: Dtype, item: Any) -> Column:
     values = np.empty(1, STORAGE[dtype])
     values[0] = item
     return Column(dtype, values, _YES)
-
-
-def scalar(column: Column) -> Any:
-    """The value of a column of one; a timestamp in µs."""
-    if not column.valid[0]:
-        return None
-    return column.values[0] if column.dtype in VARIABLE_WIDTH else column.values.item()
 
 
 class OneRow(FeatureRows):

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from tally.columns import Column, column, infer_dtype, is_null
-from tally.dtypes import Dtype
+from tally.dtypes import DTYPES, FLOATS, INTEGERS, STORAGE, VARIABLE_WIDTH, Dtype
 from tally.errors import DataError, DefinitionError, DefinitionMismatchError
 from tally.plan import Field, Function
 
@@ -141,14 +141,57 @@ def run(
     Raises DataError, naming the function, when an output is missing, of another length, or not of its dtype.
     """
     returned = _call(function, inputs)
-    result = {}
+    return {promised.name: _promised(function, promised, returned, count) for promised in outputs}
+
+
+def _promised(function: Transformation, promised: Field, returned: Mapping[str, Any], count: int) -> Column:
+    if promised.name not in returned:
+        raise DataError(
+            f"{_name(function)} returned {sorted(returned)}, its definition promises {promised.name!r} too."
+        )
+    return _returned(function, promised.name, promised.dtype, returned[promised.name], count)
+
+
+def run_on_one(
+    function: Transformation, inputs: Iterable[tuple[str, Dtype, Any]], outputs: Iterable[Field]
+) -> list[Any]:
+    """As `run`, on one row: a value for each of `outputs` from (parameter, dtype, value) of each input, None being null.
+
+    Timestamps are int µs. Warnings of NumPy are for the caller to silence (``numpy.errstate(all="ignore")``), once for all
+    functions of a row. Columns would cost more than most functions do.
+    """
+    returned = function(**{name: _array_of_one(dtype, item) for name, dtype, item in inputs})
+    if type(returned) is not dict:
+        _require_mapping(function, returned)
+    values = []
     for promised in outputs:
-        if promised.name not in returned:
-            raise DataError(
-                f"{_name(function)} returned {sorted(returned)}, its definition promises {promised.name!r} too."
-            )
-        result[promised.name] = _returned(function, promised.name, promised.dtype, returned[promised.name], count)
-    return result
+        array = returned.get(promised.name)
+        if type(array) is np.ndarray and array.shape == (1,) and array.dtype == _SCALAR[promised.dtype]:
+            item = array.item()
+            values.append(None if item != item else item)  # noqa: PLR0124 NaN is null
+        else:
+            result = _promised(function, promised, returned, 1)
+            values.append(result.values.tolist()[0] if result.valid[0] else None)
+    return values
+
+
+_NO_SCALAR: Final = np.dtype("V1")
+_SCALAR: Final = {d: STORAGE[d] if d in FLOATS or d in INTEGERS else _NO_SCALAR for d in DTYPES}
+"""Arrays of which dtype hold an output as it is, but for NaN."""
+_NAT: Final = np.datetime64("NaT", "us")
+
+
+def _array_of_one(dtype: Dtype, item: Any) -> Any:
+    """As `Column.to_user` of a column of one value."""
+    if dtype in FLOATS:
+        return np.array([np.nan if item is None else item], STORAGE[dtype])
+    if dtype == "UnixTimestamp":
+        return np.array([_NAT if item is None else item], "datetime64[us]")
+    if dtype in VARIABLE_WIDTH:
+        values = np.empty(1, object)
+        values[0] = item
+        return values
+    return np.ma.MaskedArray(np.array([item or 0], STORAGE[dtype]), np.array([item is None]))
 
 
 def run_on_events(function: Transformation | None, columns: Mapping[str, Column], count: int) -> dict[str, Column]:
@@ -167,9 +210,13 @@ def run_on_events(function: Transformation | None, columns: Mapping[str, Column]
 def _call(function: Transformation, inputs: Mapping[str, Column]) -> Mapping[str, Any]:
     with np.errstate(all="ignore"):
         returned = function(**{name: values.to_user() for name, values in inputs.items()})
+    _require_mapping(function, returned)
+    return returned
+
+
+def _require_mapping(function: Transformation, returned: Any) -> None:
     if not isinstance(returned, Mapping):
         raise DataError(f"{_name(function)} must return a dict of arrays, it returned {type(returned).__name__}.")
-    return returned
 
 
 def _returned(function: Transformation, name: str, dtype: Any, array: Any, count: int) -> Column:

@@ -7,10 +7,13 @@ answer None for bytes that are not plainly right: the array readers then say wha
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import chain, compress
 from typing import Any, Final
+
+import numpy as np
 
 from tally import exact
 from tally.aggregates import CELLS, Cell
@@ -32,6 +35,9 @@ _CODES: Final[dict[Dtype, str]] = {
 _SIGN: Final = 1 << 63
 _ALL: Final = (1 << 64) - 1
 _DOUBLE: Final = struct.Struct(">d")
+_WORD: Final = 64
+_READ_AT_ONCE: Final = 64
+"""Up to how many records are read by one call of `struct`, for which a format of so many records is kept."""
 _HEADER_FIELDS: Final = 6
 """format, tag, timestamp, a, b, null bits."""
 
@@ -90,8 +96,22 @@ class _Part:
     window: Window
     dtype: Dtype
     count: int
-    cells: dict[Cell, int]
+    cells: dict[Cell, range]
     features: tuple[tuple[int, str], ...]
+
+
+def _code(name: str, field: np.dtype[Any]) -> str:
+    """How `struct` reads a field of a record: sums as words of 64 bits, of which the last is signed."""
+    if name == "level":
+        return "B"
+    if name == "tile":
+        return "q"
+    if name.startswith("count"):
+        return "Q"
+    if field.shape:  # canonical limbs are one little-endian number in two's complement
+        words, half = divmod(int(field.shape[0]), 2)
+        return "Q" * words + "i" if half else "Q" * (words - 1) + "q"
+    return f"{field.itemsize}s"
 
 
 class WindowReader:
@@ -99,16 +119,18 @@ class WindowReader:
 
     def __init__(self, layout: TileLayout, tag: bytes) -> None:
         self._tag = tag
-        names = layout.stored.names or ()
-        codes = []
-        for name in names:
-            size = layout.stored[name].itemsize
-            codes.append(
-                "B" if name == "level" else "q" if name == "tile" else "Q" if name[:5] == "count" else f"{size}s"
-            )
-        self._record = struct.Struct("<" + "".join(codes))
+        self._codes = ""
+        self._fields = 0
+        places: dict[str, range] = {}
+        for name in layout.stored.names or ():
+            code = _code(name, layout.stored[name])
+            places[name] = range(self._fields, self._fields + (1 if code[-1] == "s" else len(code)))
+            self._fields = places[name].stop
+            self._codes += code
+        self._record = struct.Struct("<" + self._codes)
+        self._whole: dict[int, struct.Struct] = {}
         assert self._record.size == layout.stored.itemsize
-        self._texts = [names.index(name) for name in layout.texts]
+        self._texts = [places[name].start for name in layout.texts]
         self._width = len(layout.aggregations)
         self._parts: list[_Part] = []
         for window in dict.fromkeys(a.window for a in layout.aggregations):
@@ -120,8 +142,8 @@ class WindowReader:
                 )
                 if features:
                     needed = {cell for _, function in features for cell in CELLS[function]}
-                    where = {cell: names.index(f"{cell}{position}") for cell in cells if cell in needed}
-                    level, count = layout.level_of_hop[window.hop], names.index(f"count{position}")
+                    where = {cell: places[f"{cell}{position}"] for cell in cells if cell in needed}
+                    level, count = layout.level_of_hop[window.hop], places[f"count{position}"].start
                     self._parts.append(_Part(level, window, dtype, count, where, features))
         self._empty = self._values([], 0)
 
@@ -137,43 +159,58 @@ class WindowReader:
         start = TILES_HEADER.size + partitions * FENCE.itemsize
         if kind != TILES_FORMAT or tag != self._tag or start > len(value):
             return None
-        if self._texts:
-            records = self._with_texts(value, start)
-        elif (len(value) - start) % self._record.size:
-            return None
-        else:
-            records = list(self._record.iter_unpack(memoryview(value)[start:]))
+        records = self._with_texts(value, start) if self._texts else self._without_texts(value, start)
         try:
             return None if records is None else (newest, self._values(records, as_of))
         except (_NoValueError, UnicodeDecodeError):
             return None
 
-    def _with_texts(self, value: bytes, start: int) -> list[Any] | None:
-        """The records behind `start`, with texts in the place of their entries."""
+    def _without_texts(self, value: bytes, start: int) -> Sequence[Any] | None:
+        """All fields of the records behind `start`, one record after the other."""
+        count, rest = divmod(len(value) - start, self._record.size)
+        if rest:
+            return None
+        if count > _READ_AT_ONCE:
+            return list(chain.from_iterable(self._record.iter_unpack(value[start:])))
+        whole = self._whole.get(count)
+        if whole is None:
+            whole = self._whole[count] = struct.Struct("<" + self._codes * count)
+        return whole.unpack_from(value, start)
+
+    def _with_texts(self, value: bytes, start: int) -> Sequence[Any] | None:
+        """As `_without_texts`, with texts in the place of their entries."""
         end = start + 4 + int.from_bytes(value[start : start + 4], "little") * self._record.size
         if end > len(value):
             return None
-        records = [list(record) for record in self._record.iter_unpack(memoryview(value)[start + 4 : end])]
-        for record in records:
+        fields = list(chain.from_iterable(self._record.iter_unpack(value[start + 4 : end])))
+        for record in range(0, len(fields), self._fields):
             for place in self._texts:
-                begin, end = end, end + int.from_bytes(record[place][-2:], "little")
-                record[place] = value[begin:end]
-        return records if end == len(value) else None
+                begin, end = end, end + int.from_bytes(fields[record + place][-2:], "little")
+                fields[record + place] = value[begin:end]
+        return fields if end == len(value) else None
 
-    def _values(self, records: Sequence[Sequence[Any]], as_of: int) -> list[Any]:
+    def _values(self, records: Sequence[Any], as_of: int) -> list[Any]:
         values: list[Any] = [None] * self._width
+        step = self._fields
+        levels, tiles = records[::step], records[1::step]
         window: Window | None = None
-        inside: list[Sequence[Any]] = []
+        begin = end = 0
         for part in self._parts:
             if part.window is not window:
                 window = part.window
-                level, first, last = part.level, window.first_tile(as_of), window.last_tile(as_of)
-                inside = [r for r in records if r[0] == level and first <= r[1] <= last]
-            filled = [r for r in inside if r[part.count]]
-            count = sum(map(itemgetter(part.count), filled))
-            cells = (
-                {cell: _merge(cell, filled, where, part.dtype) for cell, where in part.cells.items()} if count else {}
-            )
+                begin = bisect_left(levels, part.level)
+                end = bisect_left(levels, part.level + 1, begin)
+                begin = bisect_left(tiles, window.first_tile(as_of), begin, end)
+                end = bisect_left(tiles, window.last_tile(as_of) + 1, begin, end)
+            counts = records[begin * step + part.count : end * step : step]
+            count = sum(counts)
+            cells = {}
+            if count:
+                for cell, places in part.cells.items():
+                    stored = [records[begin * step + place : end * step : step] for place in places]
+                    if 0 in counts:
+                        stored = [list(compress(column, counts)) for column in stored]
+                    cells[cell] = _merge(cell, stored, part.dtype)
             for position, function in part.features:
                 if function == "count":
                     values[position] = count
@@ -182,16 +219,19 @@ class WindowReader:
         return values
 
 
-def _merge(cell: Cell, records: Sequence[Sequence[Any]], where: int, dtype: Dtype) -> Any:
-    """An integer for sums; the rank, a text or 8 big-endian bytes, for the others. `records` are by rising tile, not empty."""
+def _merge(cell: Cell, stored: Sequence[Sequence[Any]], dtype: Dtype) -> Any:
+    """An integer for sums; the rank, a text or 8 big-endian bytes, for the others. Tiles rise; there is at least one."""
     if cell in ("sum", "squares"):
-        from_bytes = int.from_bytes  # canonical limbs are one little-endian number in two's complement
-        return sum([from_bytes(record[where], "little", signed=True) for record in records])
+        total = sum(stored[-1])
+        for words in reversed(stored[:-1]):
+            total = (total << _WORD) + sum(words)
+        return total
+    (ranks,) = stored
     if cell == "min":
-        return min([record[where] for record in records])
+        return min(ranks)
     if cell == "max":
-        return max([record[where] for record in records])
-    held = records[0 if cell == "first" else -1][where]
+        return max(ranks)
+    held = ranks[0 if cell == "first" else -1]
     return held if dtype in VARIABLE_WIDTH else held[-8:]
 
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from tally.columns import Column, column
 from tally.dtypes import Dtype
 from tally.errors import DataError, DefinitionError, DefinitionMismatchError
-from tally.functions import as_udf, describe, load, on_frame, parameters, run, run_on_events, source_hash
+from tally.functions import as_udf, describe, load, on_frame, parameters, run, run_on_events, run_on_one, source_hash
 from tally.plan import Field, Function
 from tests.tally import transforms
+from tests.tally.stored import ITEMS
 
 BIG = 2**60 + 1
 
@@ -264,6 +265,19 @@ def test_what_a_function_returns_is_checked(function: Any, message: str) -> None
     """A missing output, a wrong length, shape or dtype: DataError naming function and output."""
     with pytest.raises(DataError, match=message):
         run(function, X, FLOAT, 2)
+    with pytest.raises(DataError, match=message.replace("2 rows", "1 rows").replace("1 values", "[13] values")):
+        run_on_one(_not_one_value(function), [("x", "Float64", 1.0)], FLOAT)
+
+
+def _not_one_value(function: Any) -> Any:
+    """`function`, whose arrays of one value have three: they would be right for one row."""
+
+    def returned(x: Any) -> Any:
+        found = function(x)
+        longer = isinstance(found, dict) and isinstance(found.get("y"), np.ndarray) and found["y"].shape == (1,)
+        return {"y": np.zeros(3)} if longer else found
+
+    return returned
 
 
 @pytest.mark.parametrize(
@@ -295,6 +309,35 @@ def test_nulls_and_dtypes_of_outputs(dtype: Dtype, returned: Any, expected: list
     assert list(found) == ["y"]
     assert found["y"].dtype == dtype
     assert found["y"].to_list() == expected
+
+
+@given(st.sampled_from(sorted(ITEMS)), st.sampled_from(sorted(ITEMS)), st.data())
+def test_one_row_is_run_as_many_are(dtype: Dtype, promised: Dtype, data: st.DataObject) -> None:
+    """The same input, a null too, is the same array to the function, and its output the same value, by bits and type."""
+    item = data.draw(st.none() | ITEMS[dtype])
+    seen: list[Any] = []
+
+    def look(x: Any) -> dict[str, Any]:
+        seen.append(x)
+        return {"y": x}
+
+    def answer(call: Callable[[], Any]) -> tuple[str, Any]:
+        try:
+            return "", call()
+        except DataError as error:
+            return str(error), None
+
+    given_column = {"x": column(dtype, [item])}
+    refused, found = answer(lambda: run_on_one(look, [("x", dtype, item)], [Field("y", promised)]))
+    expected_refused, expected = answer(lambda: run(look, given_column, [Field("y", promised)], 1)["y"])
+    assert refused == expected_refused
+    assert type(seen[0]) is type(seen[1])
+    assert seen[0].dtype == seen[1].dtype
+    assert [repr(value) for value in seen[0].tolist()] == [repr(value) for value in seen[1].tolist()]
+    if not refused:
+        (value,) = expected.values.tolist() if expected.valid[0] else [None]
+        assert repr(found) == repr([value])
+        assert type(found[0]) is type(value)
 
 
 def test_inputs_have_numpys_own_nulls() -> None:

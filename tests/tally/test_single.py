@@ -13,6 +13,7 @@ from tally.errors import DataError, DefinitionMismatchError, StoredBytesError
 from tally.layout import RowLayout, pack_tiles, unpack_tiles
 from tally.single import RowReader, WindowReader
 from tally.tiles import TileLayout
+from tally.time import HOUR
 from tests.oracle import Event, same
 from tests.tally.stored import VIEW_HASH, pack, rows_of, sized_layouts
 from tests.tally.windowed import (
@@ -106,6 +107,24 @@ def test_windows_equal_those_of_arrays(
         found = reader.read(pack_tiles(TAG, 77, fences, packed(layout, records)), as_of)
         expected = read(layout, [records], [as_of])
         assert agree(found, (77, [expected[a.feature][0] for a in layout.aggregations]))
+
+
+@pytest.mark.parametrize("column", ["i64", "text"])
+@pytest.mark.parametrize("tiles", [63, 64, 65, 200])
+def test_many_tiles(column: str, tiles: int) -> None:
+    """More tiles than are read at once, with numbers and with texts."""
+    layout = layout_of([(column, "count", "1h"), (column, "min", "1h"), (column, "last", "1h")])
+    value = {"i64": 5, "text": "ab"}[column]
+    rows = [
+        Event(T0 + n * HOUR, 0, n, 0, {**dict.fromkeys(COLUMNS), column: value if n % 3 else None, "key": 7})
+        for n in range(tiles)
+    ]
+    records = build(layout, rows)[7]
+    assert len(records) == tiles
+    for as_of in (T0, T0 + tiles // 2 * HOUR, T0 + tiles * HOUR):
+        found = WindowReader(layout, TAG).read(pack_tiles(TAG, 0, {}, packed(layout, records)), as_of)
+        expected = read(layout, [records], [as_of])
+        assert agree(found, (0, [expected[a.feature][0] for a in layout.aggregations]))
 
 
 @given(events(max_size=10), instants())
