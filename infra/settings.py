@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     kafka_sasl_username: str = ""
     kafka_sasl_password: SecretStr = _NO_SECRET
     kafka_ssl_ca_location: str = ""
+    kafka_session_timeout_ms: int | None = Field(default=None, gt=0)
 
     snowflake_account: str = ""
     snowflake_user: str = ""
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
             "ssl.ca.location": self.kafka_ssl_ca_location,
         }
         return {name: value for name, value in properties.items() if value}
+
+    def kafka_worker_config(self) -> dict[str, str]:
+        """`kafka_config` for a worker of a consumer group; KAFKA_SESSION_TIMEOUT_MS says when a silent one counts as dead."""
+        session = self.kafka_session_timeout_ms
+        return self.kafka_config() | ({"session.timeout.ms": str(session)} if session else {})
 
     def snowflake_connect_args(self) -> dict[str, Any]:
         """Keyword arguments for `snowflake.connector.connect`. The session's time zone is UTC."""

@@ -135,10 +135,13 @@ class _Worker:
         if not self._readers:
             return self.summary
         redis_store.load_library(self._redis)
+        session = int(self._config.get("session.timeout.ms", SESSION_MILLISECONDS))
         self._consumer = Consumer(
             {
                 "log_level": CRITICAL,
                 "fetch.queue.backoff.ms": 10,  # a full queue is drained in less than librdkafka's second
+                "session.timeout.ms": session,
+                "heartbeat.interval.ms": min(3_000, session // 4),
                 **self._config,
                 "group.id": self._group,
                 "enable.auto.commit": False,

@@ -49,7 +49,7 @@ def stream(
             line.update(f"{progress.consumed:,} messages read, {progress.lag:,} to go")
 
         names = [one.name for one in chosen]
-        config = settings.kafka_config()
+        config = settings.kafka_worker_config()
         summary = run(plan, names, config, redis, until_end=until_end, stop=stop, on_batch=show)
     report(summary)
 

@@ -30,6 +30,15 @@ def test_kafka_config_has_only_what_is_set(monkeypatch: pytest.MonkeyPatch) -> N
     }
 
 
+def test_a_worker_says_when_a_silent_one_counts_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is set; producers have no sessions."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "broker:9093")
+    assert Settings().kafka_worker_config() == Settings().kafka_config()
+    monkeypatch.setenv("KAFKA_SESSION_TIMEOUT_MS", "6000")
+    assert Settings().kafka_worker_config() == {"bootstrap.servers": "broker:9093", "session.timeout.ms": "6000"}
+    assert Settings().kafka_config() == {"bootstrap.servers": "broker:9093"}
+
+
 def test_snowflake_with_a_key_pair_checks_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the emulator leaks into a real connection."""
     monkeypatch.setenv("SNOWFLAKE_ACCOUNT", "org-account")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,12 +126,18 @@ def events_of(view: View, messages: Sequence[Message]) -> Events:
     return events
 
 
-def expected_values(view: View, messages: Sequence[Message]) -> dict[bytes, bytes]:
-    """Entity -> the bytes that a set of messages leaves in Redis, from one pass over all of them."""
+def expected_values(
+    view: View, messages: Sequence[Message], fences: Mapping[int, int] | None = None
+) -> dict[bytes, bytes]:
+    """Entity -> the bytes that a set of messages leaves in Redis, from one pass over all of them.
+
+    With `fences` every value has those, as a bootstrap writes them; without, each has those of its own messages.
+    """
     layout = view.tile_layout
     values = {}
-    for who in sorted({m.fields["who"] for m in messages}):
-        own = [m for m in messages if m.fields["who"] == who]
+    (key,) = view.keys
+    for who in sorted({m.fields[key.name] for m in messages}):
+        own = [m for m in messages if m.fields[key.name] == who]
         columns = {f.name: column(f.dtype, [m.fields[f.name] for m in own]) for f in view.columns}
         order = EventOrder(
             columns["at"].values, np.array([m.partition for m in own]), np.array([m.offset for m in own])
@@ -140,13 +146,13 @@ def expected_values(view: View, messages: Sequence[Message]) -> dict[bytes, byte
         newest = max(m.fields["at"] for m in own)
         oldest = [(newest - length) // hop for hop, length in layout.levels]
         kept = records[[int(r["tile"]) >= oldest[int(r["level"])] for r in records]]
-        fences = {m.partition: m.offset for m in sorted(own, key=lambda m: m.offset)}
-        entity = entity_texts([column("String", [who])])[0]
-        values[entity] = pack_tiles(view.tag, newest, fences, layout.pack(kept, np.zeros(1, np.int64))[0])
+        reached = {m.partition: m.offset for m in sorted(own, key=lambda m: m.offset)} if fences is None else fences
+        entity = entity_texts([column(key.dtype, [who])])[0]
+        values[entity] = pack_tiles(view.tag, newest, reached, layout.pack(kept, np.zeros(1, np.int64))[0])
     return values
 
 
-def features(view: View, key: bytes, value: bytes, as_of: int) -> dict[str, Any]:
+def features(view: View, key: bytes, value: bytes | None, as_of: int) -> dict[str, Any]:
     """Every window of a stored value, read by the rules that lookups use."""
     tiles = unpack_tiles(view.tile_layout, view.tag, [value], [key])
     columns = read(view.tile_layout, tiles.records, tiles.rows, np.array([as_of]))
