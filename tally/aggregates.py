@@ -8,7 +8,7 @@ merges by addition, min or max, so a window's value depends only on the set of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,6 +20,7 @@ from tally.columns import Column, canonical
 from tally.dtypes import FLOATS, INTEGERS, VARIABLE_WIDTH, Dtype
 from tally.errors import DataError, StoredBytesError
 
+_Spread = tuple[exact.Floats, exact.Floats, NDArray[np.bool_]]
 Cell = Literal["sum", "squares", "min", "max", "first", "last"]
 Ranks = NDArray[Any]
 """uint64, or bytes objects for columns of strings and bytes."""
@@ -170,14 +171,31 @@ class State:
     rank: dict[Cell, Ranks]
 
 
+Wanted = tuple[str, Dtype, State, str]
+"""What to finalize: function, dtype of the column, states, and the name of the feature for errors."""
+
+
 def finalize(function: str, dtype: Dtype, state: State, feature: str) -> Column:
-    """The value of `function` over each group: null for an empty group, except count. The only place that rounds.
+    """As `finalize_all`, of one feature."""
+    return finalize_all([(function, dtype, state, feature)])[0]
+
+
+def finalize_all(wanted: Sequence[Wanted]) -> list[Column]:
+    """The value of each function over its groups: null for an empty group, except count. The only place that rounds.
 
     `mean` is the correctly rounded sum divided by the count (as `statistics.fmean`); `std` and `var` are the sample's (as
-    `statistics.stdev`), null below two rows, rounded once from the exact fraction.
-    Raises DataError, naming `feature`, when a sum of integers does not fit int64, and StoredBytesError when a sum of squares
-    is less than the sum demands, or a string is not UTF-8.
+    `statistics.stdev`), null below two rows, rounded once from the exact fraction. All sums are rounded together, and all
+    spreads, since a call costs as much as a hundred values.
+    Raises DataError, naming the feature, when a sum of integers does not fit int64, and StoredBytesError when a sum of
+    squares is less than the sum demands, or a string is not UTF-8.
     """
+    totals = _totals([one for one in wanted if one[0] == "mean" or (one[0] == "sum" and one[1] in FLOATS)])
+    spreads = _spreads([one for one in wanted if one[0] in ("std", "var")])
+    return [_finalized(one, totals, spreads) for one in wanted]
+
+
+def _finalized(wanted: Wanted, totals: Mapping[int, exact.Floats], spreads: Mapping[int, _Spread]) -> Column:
+    function, dtype, state, feature = wanted
     present = state.count > 0
     if function == "count":
         return Column("Int64", state.count.astype(np.int64), np.ones(len(state.count), np.bool_))
@@ -188,36 +206,66 @@ def finalize(function: str, dtype: Dtype, state: State, feature: str) -> Column:
             raise StoredBytesError(
                 f"{feature}: a tile holds text that is not UTF-8 ({error}), so it is damaged; bootstrap its view again."
             ) from error
-    lowest = exact.FLOAT_LOWEST if dtype in FLOATS else 0
     if function == "sum" and dtype in INTEGERS:
         limbs = exact.carry(state.limbs["sum"])
         if not exact.fits_int64(limbs).all():
             raise DataError(f"{feature}: a sum of integers is outside int64; aggregate a Float64 column instead.")
         return canonical("Int64", exact.to_int64(limbs), present)
     if function in ("sum", "mean"):
-        total = exact.to_float64(state.limbs["sum"], lowest)
-        if function == "mean":
-            total = total / np.maximum(state.count, 1)
-        return canonical("Float64", total, present)
-    return _spread(function, state, lowest, feature)
-
-
-def _spread(function: str, state: State, lowest: int, feature: str) -> Column:
-    values = np.zeros(len(state.count), np.float64)
+        total = totals[id(state)]
+        return canonical("Float64", total / np.maximum(state.count, 1) if function == "mean" else total, present)
+    variance, deviation, there = spreads[id(state)]
     enough = state.count > 1
-    positions = np.flatnonzero(enough)
-    totals = exact.to_python(state.limbs["sum"][positions])
-    squares = exact.to_python(state.limbs["squares"][positions])
-    counts = state.count[positions].tolist()
-    root = function == "std"
-    for position, count, total, square in zip(positions.tolist(), counts, totals, squares, strict=True):
-        numerator, denominator = exact.sample_variance(count, total, square, -lowest)
-        if numerator < 0:
-            raise StoredBytesError(
-                f"{feature}: the stored sums contradict each other, so some tile is damaged; bootstrap its view again."
-            )
-        values[position] = exact.sqrt_of_fraction(numerator, denominator) if root else numerator / denominator
+    if not there.all():
+        raise StoredBytesError(
+            f"{feature}: the stored sums contradict each other, so some tile is damaged; bootstrap its view again."
+        )
+    values = np.zeros(len(state.count), np.float64)
+    values[enough] = deviation if function == "std" else variance
     return canonical("Float64", values, enough)
+
+
+def _totals(wanted: Sequence[Wanted]) -> dict[int, exact.Floats]:
+    """The rounded sums of each state, by its id."""
+    states = {id(state): (dtype, state) for _, dtype, state, _ in wanted}
+    limbs = [_as_floats(state.limbs["sum"], dtype, exact.FLOAT_LIMBS) for dtype, state in states.values()]
+    if not limbs:
+        return {}
+    rounded = exact.to_float64(_joined(limbs), exact.FLOAT_LOWEST)
+    return dict(zip(states, _apart(rounded, limbs), strict=True))
+
+
+def _spreads(wanted: Sequence[Wanted]) -> dict[int, _Spread]:
+    """The variances and deviations of each state's groups of two rows and more, by its id."""
+    states = {id(state): (dtype, state) for _, dtype, state, _ in wanted}
+    if not states:
+        return {}
+    counts, sums, squares = [], [], []
+    for dtype, state in states.values():
+        enough = state.count > 1
+        counts.append(state.count[enough])
+        sums.append(_as_floats(state.limbs["sum"][enough], dtype, exact.FLOAT_LIMBS))
+        squares.append(_as_floats(state.limbs["squares"][enough], dtype, exact.SQUARE_LIMBS))
+    found = exact.sample_variances(_joined(counts), _joined(sums), _joined(squares), exact.FLOAT_LOWEST)
+    apart = zip(*(_apart(values, counts) for values in found), strict=True)
+    return dict(zip(states, apart, strict=True))
+
+
+def _as_floats(limbs: exact.Limbs, dtype: Dtype, count: int) -> exact.Limbs:
+    """Limbs of a sum in the units of floats; those of integers have zeros below them."""
+    if dtype in FLOATS:
+        return limbs
+    out = np.zeros((len(limbs), count), np.int64)
+    out[:, count - limbs.shape[1] :] = limbs
+    return out
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _apart(values: NDArray[Any], parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    return np.split(values, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def cells_of(functions: Iterable[str]) -> tuple[Cell, ...]:

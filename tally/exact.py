@@ -31,6 +31,13 @@ FLOAT_BOUND: Final = 2.0**64
 """Floats that are summed must be smaller than this in magnitude."""
 
 _VELTKAMP: Final = 2.0**27 + 1
+_AT_ONCE: Final = 4096
+_FEW: Final = 48
+"""Rows whose variances are made one by one, for which a dozen arrays would cost more."""
+_EXACT_PRODUCT: Final = 2**26
+"""Below it, a count times its predecessor is a float64 without rounding."""
+_DOUBT: Final = 2.0**-78
+"""What the arithmetic with pairs of floats may be off by, relatively, and much more."""
 
 
 def split_floats(values: Floats, limbs: int = FLOAT_LIMBS, lowest: int = FLOAT_LOWEST) -> Limbs:
@@ -51,16 +58,12 @@ def split_floats(values: Floats, limbs: int = FLOAT_LIMBS, lowest: int = FLOAT_L
 def split_squares(values: Floats) -> Limbs:
     """Limbs of the exact square of each float (after truncation at 2^-96), shape (n, 11).
 
-    The square is written as high + low, both floats, without error (Dekker 1971, Veltkamp's splitting).
+    The square is written as high + low, both floats, without error.
     """
     scale = 2.0**FLOAT_LOWEST
     small = np.abs(values) < 1.0  # above it, 52 fraction bits end well before 2^-96
     x = np.where(small, np.trunc(np.where(small, values, 0.0) / scale) * scale, values)
-    big = x * _VELTKAMP
-    head = big - (big - x)
-    tail = x - head
-    high = x * x
-    low = ((head * head - high) + 2.0 * head * tail) + tail * tail
+    high, low = _two_product(x, x)
     return split_floats(high, SQUARE_LIMBS, SQUARE_LOWEST) + split_floats(low, SQUARE_LIMBS, SQUARE_LOWEST)
 
 
@@ -87,15 +90,27 @@ def split_integer_squares(values: NDArray[np.int64]) -> Limbs:
 
 def carry(limbs: Limbs) -> Limbs:
     """The canonical form of each row of `limbs`, shape (..., k); a new array."""
-    out = limbs.copy()
-    for k in range(out.shape[-1] - 1):
-        out[..., k + 1] += out[..., k] >> BITS
-        out[..., k] &= MASK
-    return out
+    return _carry(limbs.copy())
+
+
+def _carry(limbs: Limbs) -> Limbs:
+    for k in range(limbs.shape[-1] - 1):
+        limbs[..., k + 1] += limbs[..., k] >> BITS
+        limbs[..., k] &= MASK
+    return limbs
 
 
 def to_float64(limbs: Limbs, lowest: int) -> Floats:
-    """The nearest float64 of each row of limbs (any form), ties to even: the one rounding. Shape (n,).
+    """The nearest float64 of each row of limbs (any form), ties to even: the one rounding. Shape (n,)."""
+    out = np.empty(len(limbs), np.float64)
+    for start in range(0, len(limbs), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        out[part] = _to_float64(limbs[part], lowest)
+    return out
+
+
+def _to_float64(limbs: Limbs, lowest: int) -> Floats:
+    """As `to_float64`, of few rows at once: what is made on the way stays in the processor's cache.
 
     The leading 64 bits are gathered in a uint64, everything below sets its last bit ("sticky"), and that is rounded to
     53 bits by hand. Results are at least ``2**lowest`` in magnitude, so they are never subnormal.
@@ -151,6 +166,134 @@ def to_int64(limbs: Limbs) -> NDArray[np.int64]:
 def sample_variance(count: int, total: int, squares: int, scale: int) -> tuple[int, int]:
     """Sample variance as an exact fraction (numerator, denominator), from integer sums in units 2^-scale and 2^-2scale."""
     return count * squares - total * total, (count * (count - 1)) << (2 * scale)
+
+
+def sample_variances(
+    counts: NDArray[np.int64], totals: Limbs, squares: Limbs, lowest: int
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """(variance, standard deviation, whether they are there) of each row, correctly rounded; shape (n,).
+
+    `totals` are in units ``2**lowest``, `squares` in ``2**(2 * lowest)``; every count is at least 2. A row whose sums
+    contradict each other (a variance below 0) is not there. The same bits as `sample_variance` and `sqrt_of_fraction`.
+
+    The numerator ``count * squares - total ** 2`` is exact. Its leading 85 bits and more are then divided, and their root
+    taken, as pairs of floats. Where that leaves two ways to round, integers decide: about once in 2^25 rows.
+    """
+    if len(counts) <= _FEW:
+        return _sample_variances_by_integers(counts, totals, squares, lowest)
+    variance, deviation = np.empty(len(counts)), np.empty(len(counts))
+    there = np.empty(len(counts), np.bool_)
+    for start in range(0, len(counts), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        variance[part], deviation[part], there[part] = _sample_variances(
+            counts[part], totals[part], squares[part], lowest
+        )
+    return variance, deviation, there
+
+
+def _sample_variances_by_integers(
+    counts: NDArray[np.int64], totals: Limbs, squares: Limbs, lowest: int
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    variance, deviation, there = np.zeros(len(counts)), np.zeros(len(counts)), np.ones(len(counts), np.bool_)
+    sums = zip(counts.tolist(), to_python(totals), to_python(squares), strict=True)
+    for row, (count, total, square) in enumerate(sums):
+        numerator, denominator = sample_variance(count, total, square, -lowest)
+        if numerator < 0:
+            there[row] = False
+        else:
+            variance[row], deviation[row] = numerator / denominator, sqrt_of_fraction(numerator, denominator)
+    return variance, deviation, there
+
+
+def _sample_variances(
+    counts: NDArray[np.int64], totals: Limbs, squares: Limbs, lowest: int
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    usual = counts < _EXACT_PRODUCT
+    numerators = _carry(_spread_numerators(np.where(usual, counts, 0), totals, squares))
+    there = numerators[:, -1] >= 0
+    positive = np.flatnonzero(usual & there & numerators.any(axis=1))
+    high, low = _leading(numerators[positive], 2 * lowest)
+    number = counts[positive].astype(np.float64)
+    high, low = _divided(high, low, number * (number - 1.0))
+    root, root_low = _root(high, low)
+    variance, deviation = np.zeros(len(counts)), np.zeros(len(counts))
+    variance[positive], deviation[positive] = high, root
+    certain = _is_rounded(high, low) & _is_rounded(root, root_low)
+    rest = np.concatenate([positive[~certain], np.flatnonzero(~usual)])
+    variance[rest], deviation[rest], there[rest] = _sample_variances_by_integers(
+        counts[rest], totals[rest], squares[rest], lowest
+    )
+    return variance, deviation, there
+
+
+def _spread_numerators(counts: NDArray[np.int64], totals: Limbs, squares: Limbs) -> Limbs:
+    """Limbs of ``count * squares - total ** 2``, not carried."""
+    magnitude = carry(totals)
+    negative = magnitude[:, -1] < 0
+    if negative.any():
+        magnitude = carry(np.where(negative[:, None], -magnitude, magnitude))
+    width = totals.shape[1]
+    out = np.zeros((len(counts), max(squares.shape[1] + 1, 2 * width) + 1), np.int64)
+    products = carry(squares) * counts[:, None]
+    out[:, : squares.shape[1]] += products & MASK
+    out[:, 1 : squares.shape[1] + 1] += products >> BITS
+    digits = magnitude.astype(np.uint64)
+    for position in range(width):
+        crossed = digits * digits[:, position, None]
+        out[:, position : position + width] -= (crossed & np.uint64(MASK)).astype(np.int64)
+        out[:, position + 1 : position + 1 + width] -= (crossed >> np.uint64(BITS)).astype(np.int64)
+    return out
+
+
+def _leading(limbs: Limbs, lowest: int) -> tuple[Floats, Floats]:
+    """The leading four limbs of each row (canonical, above 0) as high + low, to within 2^-85 of the number."""
+    top = limbs.shape[1] - 1 - np.argmax((limbs != 0)[:, ::-1], axis=1)
+    padded = np.concatenate([np.zeros((len(limbs), 3), np.int64), limbs], axis=1).astype(np.float64)
+    rows = np.arange(len(limbs))
+    first, second, third, fourth = (padded[rows, top + 3 - k] for k in range(4))
+    high, low = _fast_two_sum(first * 2.0**BITS, second)
+    high, low = _fast_two_sum(high, low + (third * 2.0**-BITS + fourth * 2.0 ** (-2 * BITS)))
+    exponent = ((top - 1) * BITS + lowest).astype(np.int32)
+    return np.ldexp(high, exponent), np.ldexp(low, exponent)
+
+
+def _divided(high: Floats, low: Floats, divisor: Floats) -> tuple[Floats, Floats]:
+    quotient = high / divisor
+    product, error = _two_product(quotient, divisor)
+    return _fast_two_sum(quotient, (((high - product) - error) + low) / divisor)
+
+
+def _root(high: Floats, low: Floats) -> tuple[Floats, Floats]:
+    root = np.sqrt(high)
+    product, error = _two_product(root, root)
+    return _fast_two_sum(root, (((high - product) - error) + low) / (2.0 * root))
+
+
+def _is_rounded(high: Floats, low: Floats) -> NDArray[np.bool_]:
+    """Whether `high` is the nearest float to every number within 2^-78 of ``high + low``, relatively."""
+    doubt = high * _DOUBT
+    certain: NDArray[np.bool_] = (high + (low - doubt) == high) & (high + (low + doubt) == high)
+    return certain
+
+
+def _fast_two_sum(one: Floats, other: Floats) -> tuple[Floats, Floats]:
+    """The rounded sum and its error; `one` is the greater in magnitude (Dekker 1971)."""
+    total = one + other
+    return total, other - (total - one)
+
+
+def _two_product(one: Floats, other: Floats) -> tuple[Floats, Floats]:
+    """The rounded product and its error (Dekker 1971, Veltkamp's splitting)."""
+    product = one * other
+    head, tail = _halves(one)
+    other_head, other_tail = _halves(other)
+    return product, ((head * other_head - product) + head * other_tail + tail * other_head) + tail * other_tail
+
+
+def _halves(values: Floats) -> tuple[Floats, Floats]:
+    big = values * _VELTKAMP
+    head = big - (big - values)
+    return head, values - head
 
 
 def sqrt_of_fraction(numerator: int, denominator: int) -> float:

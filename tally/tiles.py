@@ -21,7 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tally import exact
-from tally.aggregates import Cell, EventOrder, State, cells_of, finalize, integer_ranks, limb_count, limbs_of, ranks
+from tally.aggregates import (
+    Cell,
+    EventOrder,
+    State,
+    Wanted,
+    cells_of,
+    finalize_all,
+    integer_ranks,
+    limb_count,
+    limbs_of,
+    ranks,
+)
 from tally.columns import Column
 from tally.dtypes import VARIABLE_WIDTH, Dtype
 from tally.windows import Window
@@ -306,7 +317,7 @@ def read(layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[n
 
     `rows` says which of the n rows each record belongs to. Tiles are taken whole: they must hold no event after `as_of`.
     """
-    values: dict[str, Column] = {}
+    wanted: dict[str, Wanted] = {}
     levels, tiles = records["level"], records["tile"].astype(np.int64)
     for window in dict.fromkeys(a.window for a in layout.aggregations):
         level = layout.level_of_hop[window.hop]
@@ -316,14 +327,14 @@ def read(layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[n
         visible = np.flatnonzero(inside)
         owners = rows[visible]
         for position, (name, (dtype, _)) in enumerate(layout.columns.items()):
-            wanted = [a for a in layout.aggregations if a.window == window and a.column == name]
-            if not wanted:
+            own = [a for a in layout.aggregations if a.window == window and a.column == name]
+            if not own:
                 continue
-            cells = cells_of(a.function for a in wanted)
+            cells = cells_of(a.function for a in own)
             state = _merge(records, visible, owners, position, dtype, cells, len(as_of))
-            for a in wanted:
-                values[a.feature] = finalize(a.function, dtype, state, a.feature)
-    return values
+            for a in own:
+                wanted[a.feature] = (a.function, dtype, state, a.feature)
+    return dict(zip(wanted, finalize_all(list(wanted.values())), strict=True))
 
 
 def _merge(

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.aggregates import Cell, Ranks, State, cells_of, finalize, limbs_of, ordinals, ranks
+from tally.aggregates import Cell, Ranks, State, cells_of, finalize_all, limbs_of, ordinals, ranks
 from tally.columns import Column
 from tally.dtypes import VARIABLE_WIDTH, Dtype
 from tally.exact import Limbs
@@ -85,21 +85,9 @@ def window_features(
             if visibility is not None:
                 rows.add_visible(state, certain, ends, cells, visibility)
             state = rows.named(state)
-            for a in own:
-                values[a.feature] = _finalized(a, state)
+            columns_of = finalize_all([(a.function, a.dtype, state, a.feature) for a in own])
+            values.update({a.feature: found for a, found in zip(own, columns_of, strict=True)})
     return {a.feature: values[a.feature] for a in aggregations}
-
-
-def _finalized(aggregation: Aggregation, state: State) -> Column:
-    if aggregation.function not in ("std", "var") or len(state.count) == 0:
-        return finalize(aggregation.function, aggregation.dtype, state, aggregation.feature)
-    # Big integers, label by label: worth doing once for labels that share a state.
-    cells = cells_of([aggregation.function])
-    table = np.column_stack([state.count, *(state.limbs[cell] for cell in cells)])
-    rows = np.ascontiguousarray(table).view(np.dtype((np.void, table.dtype.itemsize * table.shape[1])))[:, 0]
-    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    distinct = State(state.count[first], {cell: state.limbs[cell][first] for cell in cells}, {})
-    return finalize(aggregation.function, aggregation.dtype, distinct, aggregation.feature).take(inverse)
 
 
 @dataclass(frozen=True, slots=True)

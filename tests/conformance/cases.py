@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import struct
@@ -34,10 +35,12 @@ FUNCTIONS = {
     "i32": ("sum", "mean", "min", "first"),
     "b": _ALL,
     "ts": _ORDERED,
+    "s": _ORDERED,
+    "y": ("max", "last"),
 }
 DTYPES = {
     "f64": "Float64", "f32": "Float32", "i64": "Int64", "big": "Int64", "i32": "Int32", "b": "Bool",
-    "ts": "UnixTimestamp",
+    "ts": "UnixTimestamp", "s": "String", "y": "Bytes",
 }  # fmt: skip
 LATEST = {
     "r_f64": "Float64", "r_f32": "Float32", "r_i64": "Int64", "r_i32": "Int32", "r_b": "Bool", "r_s": "String",
@@ -317,6 +320,53 @@ def _values() -> Iterator[Case]:
     yield numbers("int-sum-edge", "an exact sum at the edge of int64", "i64", [2**62, 2**62 - 1, -1, 1])
     yield numbers("int32-extremes", "int32 from end to end", "i32", [2**31 - 1, -(2**31), 5])
     yield numbers("booleans", "booleans are summed and ordered", "b", [True, False, None, True])
+    yield numbers(
+        "texts",
+        "texts are ordered by code point: not by a language, not by UTF-16; an empty one is a value",
+        "s",
+        [
+            "b",
+            None,
+            "Z",
+            "a",
+            "ä",
+            "z",
+            "\ue000",
+            "\uffff",
+            "\U00010000",
+            "",
+            "a\u0000",
+            "\u0000",
+            "é",
+            "e\u0301",
+            None,
+            "🛫",
+        ],
+    )
+    yield numbers("empty-texts", "an empty text is not a null", "s", [None, "", None, ""])
+    yield numbers("one-text", "a text of any length up to the longest", "s", ["é" * 512])
+    yield numbers("same-texts", "equal texts", "s", ["a|b\\", "a|b\\", "a|b\\"])
+    yield numbers("bytes", "bytes are ordered as bytes", "y", [None, "", "AA==", "/w==", "f/8=", None])
+    yield (
+        _case("too-long-texts", "a text that a tile cannot hold is refused alike, by the view that keeps it only")
+        .event(T - 9, s="a" * 1024, i64=1)
+        .event(T - 8, 1, s="a" * 1025, i64=2)
+        .event(T - 7, 2, s="é" * 512 + "a", i64=4)
+        .event(T - 6, 0, s="🛫" * 256, i64=8)
+        .event(T - 5, 1, y="A" * 1368, i64=16)
+        .event(T - 4, 2, y="A" * 1364, i64=32)
+        .ask(T)
+    )
+    edge = lower("1h", T)
+    yield (
+        _case("texts-at-edges", "texts at the ends of tiles and windows")
+        .event(edge - 1, s="before", b=False, ts=edge - 1)
+        .event(edge, 1, s="first", b=True, ts=edge)
+        .event(edge + 5 * MINUTE - 1, 2, s="zz", ts=-1)
+        .event(edge + 5 * MINUTE, 0, s="", b=False)
+        .event(T, 1, s="last", ts=T)
+        .ask(T, T + 5 * MINUTE, T + HOUR, T + DAY + 2 * HOUR)
+    )
     yield numbers("instants", "instants before 1970 and below a second", "ts", [T - 1, -1, None, 999_999, -DAY - 1])
     yield numbers(
         "float32s",
@@ -385,22 +435,24 @@ def _order() -> Iterator[Case]:
     tied = _case("ties", "equal instants are ordered by partition, then offset")
     for partition in (2, 0, 1):
         for copy in range(2):
-            tied.event(T, partition, f64=partition + copy / 4, i64=10 * partition + copy, b=bool(copy), ts=copy)
+            values = {"b": bool(copy), "ts": copy, "s": f"{9 - partition}.{copy}", "y": ("AA==", "/w==")[copy]}
+            tied.event(T, partition, f64=partition + copy / 4, i64=10 * partition + copy, **values)
             tied.row(T, partition, r_i64=10 * partition + copy, r_s=f"{partition}.{copy}")
     yield tied.ask(T)
     yield (
         _case("ties-with-nulls", "first and last skip the nulls of tied rows")
-        .event(T, 0, f64=None, i64=1)
-        .event(T, 1, f64=2.0, i64=None)
-        .event(T, 2, f64=None, i64=None)
+        .event(T, 0, f64=None, i64=1, s=None)
+        .event(T, 1, f64=2.0, i64=None, s="x")
+        .event(T, 1, f64=None, i64=None, s="")
+        .event(T, 2, f64=None, i64=None, s=None)
         .ask(T)
     )
     yield (
         _case("late-events", "an event that arrives late counts as if it had not")
-        .event(T, f64=1.0, i64=1, b=True)
-        .event(T - 10 * MINUTE, 1, wave=2, f64=2.0, i64=2)
-        .event(T - 59 * MINUTE, 0, wave=2, f64=4.0, i64=4, b=False)
-        .event(T - 23 * HOUR, 2, wave=2, f64=8.0, i64=8)
+        .event(T, f64=1.0, i64=1, b=True, s="m")
+        .event(T - 10 * MINUTE, 1, wave=2, f64=2.0, i64=2, s="a")
+        .event(T - 59 * MINUTE, 0, wave=2, f64=4.0, i64=4, b=False, s="zürich")
+        .event(T - 23 * HOUR, 2, wave=2, f64=8.0, i64=8, s="🛫")
         .ask(T, T + 10 * MINUTE)
     )
     yield (
@@ -413,8 +465,8 @@ def _order() -> Iterator[Case]:
     )
     yield (
         _case("late-tie", "a tied event from a lower partition that arrives last is not the last")
-        .event(T, 2, f64=1.0, i64=1)
-        .event(T, 0, wave=2, f64=2.0, i64=2)
+        .event(T, 2, f64=1.0, i64=1, s="first to arrive")
+        .event(T, 0, wave=2, f64=2.0, i64=2, s="")
         .row(T, 2, r_i64=1)
         .row(T, 0, wave=2, r_i64=2)
         .ask(T)
@@ -480,7 +532,7 @@ def _latest() -> Iterator[Case]:
             T, r_f64=0.1, r_f32=0.1, r_i64=2**60 + 1, r_i32=-7, r_b=False, r_s="déjà 🛫", r_y="AAH/gA==",
             r_t=MIDNIGHT + 5 * SECOND,
         )
-        .ask(T, T + 3650 * DAY)
+        .ask(T, T + DAY, T + 3650 * DAY)
     )  # fmt: skip
     yield _case("every-null", "a row without any value").row(T).ask(T)
     yield (
@@ -623,6 +675,8 @@ def _random() -> Iterator[Case]:
                 i32=chosen.choice((None, chosen.randrange(-(2**31), 2**31))),
                 b=chosen.choice((None, True, False)),
                 ts=chosen.choice((None, chosen.randrange(-(2**50), 2**50))),
+                s=chosen.choice((None, "", "".join(chosen.choices("aAzé\u0000\uffff🛫", k=chosen.randrange(6))))),
+                y=chosen.choice((None, base64.b64encode(chosen.randbytes(chosen.randrange(4))).decode())),
             )
         newest = max(event.fields["event_timestamp"] for event in made.events)
         offsets = [0, 1, 7 * MINUTE, HOUR, DAY, *(chosen.randrange(2 * DAY) for _ in range(3))]

@@ -17,6 +17,7 @@ from tests.conformance import cases
 from tests.conformance.cases import CODES, DTYPES, FADING, FUNCTIONS, LASTING, LATEST, WINDOWS, Query
 
 SUM_BOUND = 2.0**64
+LONGEST_TEXT = 1024
 Keys = tuple[Any, ...]
 
 
@@ -89,7 +90,7 @@ def add_event(truth: Truth, message: cases.Message, partition: int, offset: int)
     at = sent["event_timestamp"]
     divided = _divided(sent.get("f64"), sent.get("divisor"))
     row = {name: sent.get(name) for name in DTYPES}
-    if at is None or not (_summable(divided) and _summable(sent.get("f32"))):
+    if at is None or not (_summable(divided) and _summable(sent.get("f32")) and _storable(sent)):
         truth.refused["windows"] += 1
     else:
         truth.add(
@@ -158,6 +159,10 @@ def _null(value: float | None) -> float | None:
 
 def _summable(value: float | None) -> bool:
     return value is None or math.isnan(value) or abs(value) < SUM_BOUND
+
+
+def _storable(sent: Mapping[str, Any]) -> bool:
+    return len((sent.get("s") or "").encode()) <= LONGEST_TEXT and len(sent.get("y") or b"") <= LONGEST_TEXT
 
 
 def packed(fields: Mapping[str, str], values: Mapping[str, Any]) -> bytes:

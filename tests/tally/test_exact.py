@@ -51,7 +51,11 @@ def total(values: list[float]) -> float:
     return float(exact.to_float64(limbs, exact.FLOAT_LOWEST)[0])
 
 
-@given(st.lists(COARSE, min_size=1, max_size=40), st.data())
+ENDS = [1e18, math.nextafter(1e18, 0), 1e-13, math.nextafter(1e-13, 1), 2.0**53 + 1, 2.0**-43, 1.0, 0.1]
+"""Both ends of the range, full mantissas among them."""
+
+
+@given(st.lists(st.one_of(COARSE, st.sampled_from(ENDS)), min_size=1, max_size=40), st.data())
 def test_sums_are_those_of_fsum(values: list[float], data: st.DataObject) -> None:
     """Magnitudes 1e-13..1e18 with cancellation, in any order: `math.fsum` to the bit."""
     cancelled = data.draw(st.lists(st.sampled_from(values), max_size=20))
@@ -243,6 +247,85 @@ def test_spread_of_floats_is_rounded_once(values: list[float]) -> None:
     assert Fraction(numerator, denominator) == exactly
     assert (numerator / denominator).hex() == float(exactly).hex()
     assert exact.sqrt_of_fraction(numerator, denominator).hex() == float(statistics.stdev(map(Fraction, values))).hex()
+
+
+def spreads(groups: list[list[float]] | list[list[int]]) -> tuple[list[float], list[float], list[bool]]:
+    """Variance, deviation, and whether they are there, of each group."""
+    counts = np.array([len(group) for group in groups])
+    if isinstance(groups[0][0], int):
+        sums = np.array([exact.split_integers(np.array(group)).sum(axis=0) for group in groups])
+        squares = np.array([exact.split_integer_squares(np.array(group)).sum(axis=0) for group in groups])
+        found = exact.sample_variances(counts, sums, squares, 0)
+    else:
+        sums = np.array([exact.split_floats(np.array(group)).sum(axis=0) for group in groups])
+        squares = np.array([exact.split_squares(np.array(group)).sum(axis=0) for group in groups])
+        found = exact.sample_variances(counts, sums, squares, exact.FLOAT_LOWEST)
+    variance, deviation, there = (values.tolist() for values in found)
+    return variance, deviation, there
+
+
+NEARLY_EQUAL = st.builds(
+    lambda base, steps: [base + step * math.ulp(base) for step in steps],
+    COARSE, st.lists(st.integers(-9, 9), min_size=2, max_size=6),
+)  # fmt: skip
+"""Values whose variance is some thirty digits below their squares."""
+TIES = [[0.0, 134_217_727.0], [0.0, 134_217_725.0], [1.0 - 2.0**53, 0.5, 2.0**53], [0.1, 0.1, 0.1], [0.0, 2.0**-96]]
+"""Variances, and a deviation, that lie halfway between two floats; none at all; and the least."""
+
+
+@pytest.mark.parametrize("rows", [1, 49, 5000])
+@given(st.lists(st.one_of(st.lists(COARSE, min_size=2, max_size=8), NEARLY_EQUAL), min_size=1, max_size=4))
+@example(TIES)
+def test_spreads_of_many_rows_are_those_of_fractions(rows: int, groups: list[list[float]]) -> None:
+    """A few rows go through integers, many through pairs of floats, thousands in parts: the bits of exact fractions."""
+    expected = [(float(statistics.variance(map(Fraction, g))), statistics.stdev(map(Fraction, g))) for g in groups]
+    times = -(-rows // len(groups))
+    variance, deviation, there = spreads(groups * times) if rows < 100 else spreads_of_repeated(groups, times)
+    assert all(there)
+    for found, other, (var, std) in zip(variance, deviation, expected * times, strict=True):
+        assert (found.hex(), other.hex()) == (var.hex(), std.hex())
+
+
+def spreads_of_repeated(groups: list[list[float]], times: int) -> tuple[list[float], list[float], list[bool]]:
+    """As `spreads` of all groups, so many times over."""
+    counts = np.array([len(group) for group in groups] * times)
+    sums = [exact.split_floats(np.array(group)).sum(axis=0) for group in groups]
+    squares = [exact.split_squares(np.array(group)).sum(axis=0) for group in groups]
+    found = exact.sample_variances(counts, np.array(sums * times), np.array(squares * times), exact.FLOAT_LOWEST)
+    variance, deviation, there = (values.tolist() for values in found)
+    return variance, deviation, there
+
+
+@given(st.lists(st.lists(st.one_of(INT64, st.sampled_from(EDGES)), min_size=2, max_size=6), min_size=1, max_size=3))
+def test_spreads_of_many_integers_are_those_of_fractions(groups: list[list[int]]) -> None:
+    """The same for integers, int64's ends included."""
+    variance, deviation, there = spreads(groups * 49)
+    assert all(there)
+    for group, found, other in zip(groups * 49, variance, deviation, strict=True):
+        assert found.hex() == float(statistics.variance(map(Fraction, group))).hex()
+        assert other.hex() == statistics.stdev(map(Fraction, group)).hex()
+
+
+@pytest.mark.parametrize("rows", [1, 49])
+def test_sums_that_contradict_each_other_have_no_spread(rows: int) -> None:
+    """A sum of squares below what the sum demands is known in either way."""
+    sums = np.tile(exact.split_floats(np.array([3.0])), (rows, 1))
+    squares = np.tile(exact.split_squares(np.array([1.0])), (rows, 1))
+    _, _, there = exact.sample_variances(np.full(rows, 2), sums, squares, exact.FLOAT_LOWEST)
+    assert there.tolist() == [False] * rows
+
+
+def test_spreads_of_very_many_rows() -> None:
+    """Counts of 2^26 and beyond, whose products no float holds, beside small ones."""
+    counts = np.array([2**26 + 1, 2**31 + 1, 10**12 + 39] + [2] * 60)
+    numbers = [(count, count * (2**40 + 1), count * (2**90 + 3)) for count in counts.tolist()]
+    sums = np.array([canonical(total, exact.FLOAT_LIMBS) for _, total, _ in numbers])
+    squares = np.array([canonical(square, exact.SQUARE_LIMBS) for _, _, square in numbers])
+    variance, deviation, _ = exact.sample_variances(counts, sums, squares, exact.FLOAT_LOWEST)
+    for (count, total, square), found, root in zip(numbers, variance.tolist(), deviation.tolist(), strict=True):
+        spread = Fraction(count * square - total * total, count * (count - 1)) / 2**192
+        assert found.hex() == float(spread).hex()
+        assert root.hex() == exact.sqrt_of_fraction(spread.numerator, spread.denominator).hex()
 
 
 @given(st.integers(0, 2**300), st.integers(1, 2**300))

@@ -41,7 +41,7 @@ events = KafkaSource(
     timestamp_field="event_timestamp",
     message_format=JsonFormat(
         "event_timestamp timestamp, case string, left string, right string, f64 double, divisor double, f32 float, "
-        "i64 bigint, big bigint, i32 int, b boolean, ts timestamp"
+        "i64 bigint, big bigint, i32 int, b boolean, ts timestamp, s string, y binary"
     ),
     batch_source=events_table,
 )
@@ -75,8 +75,13 @@ FUNCTIONS = {
     "i32": ("sum", "mean", "min", "first"),
     "b": NUMBERS,
     "ts": ORDERED,
+    "s": ORDERED,
+    "y": ("max", "last"),
 }
-DTYPES = {"f64": Float64, "f32": Float32, "i64": Int64, "big": Int64, "i32": Int32, "b": Bool, "ts": UnixTimestamp}
+DTYPES = {
+    "f64": Float64, "f32": Float32, "i64": Int64, "big": Int64, "i32": Int32, "b": Bool, "ts": UnixTimestamp, "s": String,
+    "y": Bytes,
+}  # fmt: skip
 WINDOWS = {
     "1h": (HOUR, HOUR),  # no slide interval given
     "50m": (timedelta(minutes=50), timedelta(minutes=7)),  # a slide interval that does not divide the window
