@@ -278,7 +278,9 @@ TIES = [[0.0, 134_217_727.0], [0.0, 134_217_725.0], [1.0 - 2.0**53, 0.5, 2.0**53
 @example(TIES)
 def test_spreads_of_many_rows_are_those_of_fractions(rows: int, groups: list[list[float]]) -> None:
     """A few rows go through integers, many through pairs of floats, thousands in parts: the bits of exact fractions."""
-    expected = [(float(statistics.variance(map(Fraction, g))), statistics.stdev(map(Fraction, g))) for g in groups]
+    expected = [
+        (float(statistics.variance(map(Fraction, g))), float(statistics.stdev(map(Fraction, g)))) for g in groups
+    ]
     times = -(-rows // len(groups))
     variance, deviation, there = spreads(groups * times) if rows < 100 else spreads_of_repeated(groups, times)
     assert all(there)
@@ -303,7 +305,7 @@ def test_spreads_of_many_integers_are_those_of_fractions(groups: list[list[int]]
     assert all(there)
     for group, found, other in zip(groups * 49, variance, deviation, strict=True):
         assert found.hex() == float(statistics.variance(map(Fraction, group))).hex()
-        assert other.hex() == statistics.stdev(map(Fraction, group)).hex()
+        assert other.hex() == float(statistics.stdev(map(Fraction, group))).hex()
 
 
 @pytest.mark.parametrize("rows", [1, 49])
