@@ -26,7 +26,7 @@ from tally.time import from_datetime, to_datetime
 
 _YES: Final = np.ones(1, np.bool_)
 _YES.flags.writeable = False  # every one-row column shares it
-_PRESENT, _MISSING, _EXPIRED, _AHEAD = (int(status) for status in Status)
+_PRESENT, _MISSING, _EXPIRED, _AHEAD = map(int, (Status.PRESENT, Status.MISSING, Status.EXPIRED, Status.AHEAD))
 _BOUNDS: Final[dict[Dtype, int]] = {"Int64": 1 << 63, "Int32": 1 << 31}
 _EXACT: Final[dict[Dtype, type]] = {"Bool": bool, "String": str, "Bytes": bytes}
 

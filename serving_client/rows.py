@@ -43,8 +43,11 @@ class FeatureRows:
     """The features of n rows, in the order in which they were asked for.
 
     `columns` maps the service's outputs, in order, to columns; `status` the same names to uint8 (n,) of `Status`;
-    `as_of` is int64 µs UTC (n,); `definition` is the service's hash.
+    `as_of` is int64 µs UTC (n,); `definition` is the service's hash. `superseded`: a newer definition was applied, which
+    this worker cannot serve yet.
     """
+
+    superseded = False
 
     def __init__(
         self,
@@ -76,6 +79,11 @@ class FeatureRows:
     def numeric_names(self) -> list[str]:
         """Names of the features that `to_numpy` can hold: all but strings and bytes."""
         return [output.name for output in self._outputs if output.dtype not in VARIABLE_WIDTH]
+
+    @property
+    def reads(self) -> Sequence[Read]:
+        """What each use of a view found, in the order of the service."""
+        return self._reads
 
     @cached_property
     def ahead(self) -> NDArray[np.bool_]:

@@ -17,3 +17,9 @@ class Status(IntEnum):
     AHEAD = 3
     """The store already holds a row after `as_of`. A latest row is then null, since an older one that `as_of` would see
     may have been overwritten; a window may hold rows after `as_of` or lack tiles that have been dropped since."""
+    CACHED = 4
+    """As PRESENT, but from the in-process cache: Redis may hold something newer, by no more than the cache's age."""
+    STALE = 5
+    """Redis did not answer, and the value comes from what the cache had read before; asked for with `Fallback`."""
+    DEFAULT = 6
+    """Redis did not answer, and the value is the one given in `Fallback`, or null where none was given."""

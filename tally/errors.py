@@ -31,3 +31,7 @@ class UnavailableError(TallyError):
 
 class NotReadyError(TallyError):
     """Something that an earlier command makes (plan, offline table, view in Redis) is not there yet."""
+
+
+class SupersededError(TallyError):
+    """A worker's definition is gone from the store, and it cannot serve the one that was applied since."""
