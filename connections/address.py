@@ -84,10 +84,12 @@ class Address:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, url: str) -> Address:
-        """Raises UnavailableError, which does not repeat the address: it may hold a password."""
+    def parse(cls, url: str, timeout: float = TIMEOUT_SECONDS) -> Address:
+        """`timeout` is that of sockets, in seconds, where the address says nothing else.
+
+        Raises UnavailableError, which does not repeat the address: it may hold a password."""
         try:
-            return _parsed(url)
+            return _parsed(url, timeout)
         except ValueError as error:
             reason = f" ({error})" if type(error) is _AddressError else ""
             raise UnavailableError(
@@ -120,7 +122,7 @@ class _AddressError(ValueError):
     """Says what is wrong with an address without repeating any of its values."""
 
 
-def _parsed(url: str) -> Address:
+def _parsed(url: str, timeout: float) -> Address:
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise _AddressError(f"it starts with none of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
@@ -131,7 +133,7 @@ def _parsed(url: str) -> Address:
     username, _, password = login.partition(":")
     parameters = _parameters(parts, topology, tls=tls)
     given = {name: parameters.pop(name) for name in _NOT_OPTIONS if name in parameters}
-    timeouts = {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
+    timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
     path, service, db = _places(parts, topology)
     return Address(
         topology,

@@ -15,7 +15,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from connections.address import Address
+from connections.address import TIMEOUT_SECONDS, Address
 from connections.errors import explained
 
 Client = Redis | RedisCluster
@@ -27,12 +27,12 @@ _AGAIN = 1
 _CLUSTER_AGAIN = 3
 
 
-def open_client(url: str) -> Client:
+def open_client(url: str, timeout: float = TIMEOUT_SECONDS) -> Client:
     """A client that connects with its first command; a cluster's asks for the cluster's nodes at once.
 
     Raises UnavailableError for an address that cannot be read and a cluster that does not answer.
     """
-    address = Address.parse(url)
+    address = Address.parse(url, timeout)
     options = _options(address)
     if address.topology == "cluster":
         nodes = [ClusterNode(*node) for node in address.nodes]  # type: ignore[no-untyped-call]
@@ -48,9 +48,9 @@ def open_client(url: str) -> Client:
     return Redis(**options, **_place(address))
 
 
-def open_async_client(url: str) -> AsyncClient:
+def open_async_client(url: str, timeout: float = TIMEOUT_SECONDS) -> AsyncClient:
     """As `open_client`, for one event loop; even a cluster's connects with its first command."""
-    address = Address.parse(url)
+    address = Address.parse(url, timeout)
     options = _options(address)
     if address.topology == "cluster":
         nodes = [AsyncClusterNode(*node) for node in address.nodes]

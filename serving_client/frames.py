@@ -1,16 +1,18 @@
-"""Columns as pyarrow tables and pandas frames. The only module here that imports either; loaded when asked for."""
+"""Columns as pyarrow tables and pandas frames. Loaded when asked for; pandas only for its own frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from tally.columns import Column
 from tally.dtypes import Dtype
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ARROW: dict[Dtype, Any] = {
     "Float64": pa.float64(),
@@ -31,10 +33,14 @@ def to_arrow(columns: Mapping[str, Column]) -> pa.Table:
 
 def to_pandas(columns: Mapping[str, Column]) -> pd.DataFrame:
     """A frame with one column for each of `columns`."""
+    import pandas as pd
+
     return pd.DataFrame({name: _series(c) for name, c in columns.items()})
 
 
 def _series(column: Column) -> Any:
+    import pandas as pd
+
     if column.dtype in ("Int64", "Int32"):
         return pd.arrays.IntegerArray(column.values.copy(), ~column.valid)
     if column.dtype == "Bool":

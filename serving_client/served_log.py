@@ -1,0 +1,221 @@
+"""The log of served rows: what was asked, what was answered, and the evidence to replay it. Never on a request's way.
+
+A row of the log has
+
+- the service's keys and request fields, under their own names;
+- ``event_timestamp``: the instant of the answer, as in labels;
+- ``served__<feature>``: the value that was answered;
+- ``tally_evidence``: what it was read from (`tally.layout.EVIDENCE_COLUMN`);
+- ``tally_status``: JSON of the features that were not simply present, by name;
+- ``tally_service`` and ``tally_definition``: the service's name and hash.
+
+So a folder of logged rows is a table of labels: `training.build_training_set(..., visibility="as_served")` makes the same
+values again, beside those that were served.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import random
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+
+from serving_client.forks import renew_after_fork
+from serving_client.lookup import Request
+from serving_client.one_row import OneRequest, one
+from serving_client.rows import FeatureRows
+from serving_client.status import Status
+from tally.columns import Column, column, concatenate
+from tally.layout import EVIDENCE_COLUMN
+from tally.plan import Service
+
+INSTANT_COLUMN: Final = "event_timestamp"
+STATUS_COLUMN: Final = "tally_status"
+SERVICE_COLUMN: Final = "tally_service"
+DEFINITION_COLUMN: Final = "tally_definition"
+SERVED: Final = "served__"
+"""What the names of answered features begin with: labels may not have columns that are called like features."""
+
+_log = logging.getLogger(__name__)
+_NAMES: Final = {int(status): status.name.lower() for status in Status}
+
+
+@dataclass(frozen=True)
+class Served:
+    """Logged rows of one definition: `columns` by name, in the order of this module's docstring."""
+
+    service: str
+    definition: str
+    columns: dict[str, Column]
+
+    def __len__(self) -> int:
+        return len(self.columns[INSTANT_COLUMN])
+
+
+class Sink(Protocol):
+    """Where logged rows go. Called by one thread, which may wait as long as it likes."""
+
+    def write(self, served: Served) -> int:
+        """Keep these rows. How many rows were lost since the last call."""
+
+    def close(self) -> int:
+        """Finish what was begun. How many rows were lost since the last call."""
+
+    def after_fork(self) -> None:
+        """Called in a forked child: whatever is shared with the parent must be left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Offered:
+    service: Service
+    asked: dict[str, Column]
+    rows: FeatureRows
+
+
+class ServedLog:
+    """Hands a sample of what is served to a sink, in a thread of its own. Safe between threads, and after a fork.
+
+    `sample` is the share of requests that are logged; `capacity` how many rows may wait. What comes when as many wait is
+    dropped and counted: a request never waits for the log. The sink gets its rows every `seconds`, or when half of
+    `capacity` waits. `offered`, `dropped` and `lost` (by the sink) count rows since the process began.
+    """
+
+    def __init__(self, sink: Sink, *, sample: float = 1.0, capacity: int = 100_000, seconds: float = 5.0) -> None:
+        self.sample = sample
+        self.capacity = capacity
+        self.seconds = seconds
+        self.offered = self.dropped = self.lost = 0
+        self._sink = sink
+        self._closed = False
+        self._begin()
+        renew_after_fork(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._waiting: list[_Offered] = []
+        self._count = 0
+        self._thread: threading.Thread | None = None
+        self._random = random.Random()  # noqa: S311 chooses rows, guards nothing
+
+    def after_fork(self) -> None:
+        """See `serving_client.forks`: what waited is the parent's to write."""
+        self._begin()
+        self._sink.after_fork()
+
+    def offer(self, service: Service, request: Request | OneRequest, rows: FeatureRows) -> None:
+        """Log an answer, if it is in the sample and there is room."""
+        if self.sample < 1.0 and self._random.random() >= self.sample:
+            return
+        with self._lock:
+            self.offered += len(rows)
+            if self._closed or self._count + len(rows) > self.capacity:
+                self.dropped += len(rows)
+                return
+            self._waiting.append(_Offered(service, _asked(service, request), rows))
+            self._count += len(rows)
+            if self._thread is None:
+                self._start()
+            if self._count * 2 >= self.capacity:
+                self._wake.set()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="tally-served-log", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait(self.seconds)
+            self._wake.clear()
+            self._drain()
+
+    def _drain(self) -> None:
+        with self._lock:
+            offered, self._waiting = self._waiting, []
+            count = self._count
+        for served in _batches(offered):
+            self._counting(lambda served=served: self._sink.write(served), len(served))  # type: ignore[misc]
+        with self._lock:
+            self._count -= count  # only now: rows that the sink is busy with take room, too
+
+    def _counting(self, call: Any, rows: int) -> None:
+        try:
+            self.lost += call()
+        except Exception:
+            # Whatever a sink may raise must not end the log: it is counted and said.
+            self.lost += rows
+            _log.exception("The log of served rows lost %d rows.", rows)
+
+    def close(self) -> None:
+        """Write what waits, and end. Later offers are dropped."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            thread = self._thread
+        self._wake.set()
+        if thread is not None:
+            thread.join()
+            atexit.unregister(self.close)
+        self._drain()
+        self._counting(self._sink.close, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _asked(service: Service, request: Request | OneRequest) -> dict[str, Column]:
+    """The request's columns. Arrays that the caller may change later are copied."""
+    fields = (*service.keys, *service.request)
+    if isinstance(request, OneRequest):
+        return {f.name: one(f.dtype, value) for f, value in zip(fields, request.values, strict=True)}
+    found = {f.name: request.columns[f.name] for f in fields}
+    return {name: Column(c.dtype, c.values.copy(), c.valid.copy()) for name, c in found.items()}
+
+
+def _batches(offered: Iterable[_Offered]) -> list[Served]:
+    """One batch per definition, in the order in which they were served."""
+    by_definition: dict[tuple[str, str], list[dict[str, Column]]] = {}
+    for answer in offered:
+        if len(answer.rows):
+            columns = _logged(answer)
+            by_definition.setdefault((answer.service.name, answer.service.hash), []).append(columns)
+    return [
+        Served(name, definition, {column: concatenate([one[column] for one in columns]) for column in columns[0]})
+        for (name, definition), columns in by_definition.items()
+    ]
+
+
+def _logged(answer: _Offered) -> dict[str, Column]:
+    rows, count = answer.rows, len(answer.rows)
+    moments = Column("UnixTimestamp", rows.as_of, np.ones(count, np.bool_))
+    return {
+        **answer.asked,
+        INSTANT_COLUMN: moments,
+        **{SERVED + name: values for name, values in rows.columns.items()},
+        EVIDENCE_COLUMN: column("String", rows.evidence_json()),
+        STATUS_COLUMN: column("String", _statuses(rows)),
+        SERVICE_COLUMN: column("String", [answer.service.name] * count),
+        DEFINITION_COLUMN: column("String", [answer.service.hash] * count),
+    }
+
+
+def _statuses(rows: FeatureRows) -> Sequence[str]:
+    unusual: list[dict[str, str]] = [{} for _ in range(len(rows))]
+    for name, status in rows.status.items():
+        for row in np.flatnonzero(status).tolist():
+            unusual[row][name] = _NAMES[int(status[row])]
+    return [json.dumps(one, separators=(",", ":")) for one in unusual]
