@@ -87,7 +87,8 @@ class Address:
     def parse(cls, url: str, timeout: float = TIMEOUT_SECONDS) -> Address:
         """`timeout` is that of sockets, in seconds, where the address says nothing else.
 
-        Raises UnavailableError, which does not repeat the address: it may hold a password."""
+        Raises UnavailableError, which does not repeat the address: it may hold a password.
+        """
         try:
             return _parsed(url, timeout)
         except ValueError as error:

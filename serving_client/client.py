@@ -2,66 +2,108 @@
 
 from __future__ import annotations
 
-import time
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from time import monotonic, sleep
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, cast
 
 from redis import RedisCluster
 
 from connections import Client, explained, open_client
 from connections.errors import RAISED
-from serving_client.lookup import Lookup
-from serving_client.readiness import check_views, plan_of
+from serving_client.answering import Answering, Extras, moments, now
+from serving_client.cache import Cache, Values
+from serving_client.definition import Said, first, renewed
+from serving_client.forks import renew_after_fork
+from serving_client.marks import Fallback
+from serving_client.metrics import Metrics
+from serving_client.reads import may_pass, pauses, reads_of, require_bytes
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
-from serving_client.wire import Wire
-from tally.errors import DataError
+from serving_client.served_log import ServedLog
+from tally.errors import TallyError, UnavailableError
 from tally.layout import plan_key, services_key, views_key
 from tally.plan import Plan
-from tally.time import instants
 
-NO_CLUSTER: Final = "Lookups from Redis Cluster are not supported yet; give the address of one server, or of Sentinels."
+TIMEOUT_SECONDS: Final = 1.0
+CHECK_SECONDS: Final = 1.0
+_log = logging.getLogger("serving_client")
+_Read = TypeVar("_Read")
 
 
 class FeatureClient:
-    """Looks the features of one service up in Redis. Safe to share between threads.
+    """Looks the features of one service up in Redis: one server, Sentinels' master or a cluster.
 
-    One `get` is one MGET, so it needs a server that holds all keys: standalone Redis, or Sentinel's master. Redis
-    Cluster (one MGET per node) is not supported yet.
+    Safe to share between threads; a forked child goes on with connections of its own. A lookup is one round trip, on a
+    cluster one to each node. The options, all of them keywords:
+
+    - `timeout`: seconds that a lookup may take. A try gets half of it; reads that failed for a reason that may pass (a lost
+      connection, a server that is loading, a slot that moves) are asked again until it is over.
+    - `cache`, `fallback`, `log`, `metrics`: see those classes. None of them costs anything where it is not given.
     """
 
-    def __init__(self, redis: Client, plan: Plan) -> None:
+    def __init__(
+        self,
+        redis: Client,
+        plan: Plan,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        cache: Cache | None = None,
+        fallback: Fallback | None = None,
+        log: ServedLog | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         """A client over a redis-py client (without `decode_responses`) and a plan of one service (`plan.for_service`).
 
-        Raises DefinitionMismatchError when a request function is not the one that was applied. Asks Redis nothing.
+        It serves this plan for ever. Raises DefinitionMismatchError when a request function is not the one that was
+        applied. Asks Redis nothing.
         """
         require_bytes(redis)
-        if isinstance(redis, RedisCluster):
-            raise DataError(NO_CLUSTER)
         self._redis = redis
-        self._wire = Wire(redis)
-        self._lookup = Lookup(plan)
+        self._reads = reads_of(redis)
+        self._timeout = timeout
+        self._answering = Answering(plan, Extras(cache, fallback, log, metrics))
+        self._renewing = threading.Lock()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `serving_client.forks`."""
+        self._renewing = threading.Lock()
 
     @classmethod
-    def connect(cls, redis_url: str, *, project: str, service: str) -> FeatureClient:
-        """A client for a service that `feast apply` published to the Redis at `redis_url`.
+    def connect(
+        cls,
+        redis_url: str,
+        *,
+        project: str,
+        service: str,
+        timeout: float = TIMEOUT_SECONDS,
+        check_seconds: float = CHECK_SECONDS,
+        cache: Cache | None = None,
+        fallback: Fallback | None = None,
+        log: ServedLog | None = None,
+        metrics: Metrics | None = None,
+    ) -> FeatureClient:
+        """A client for a service that `feast apply` published to the Redis at `redis_url` (see `connections.address`).
+
+        Every `check_seconds`, one lookup also asks whether a newer plan was published. It is served from the next request
+        on, once its views are loaded and if its functions are those installed here; until then the old one is served, with
+        `FeatureRows.superseded`, for as long as its own views are in Redis.
 
         Raises UnavailableError (no Redis), NotReadyError (no plan, or a view's definition was never loaded),
         UnknownServiceError, DefinitionMismatchError (the request functions here are not those that were applied).
         """
-        redis = open_client(redis_url)
+        redis = open_client(redis_url, timeout / 2)
         try:
-            try:
-                with redis.pipeline(transaction=False) as pipeline:
-                    pipeline.get(plan_key(project, service))
-                    pipeline.hkeys(services_key(project))
-                    pipeline.hkeys(views_key(project))
-                    document, services, views = pipeline.execute()
-            except RAISED as error:
-                raise explained(redis, error) from error
-            plan = plan_of(document, services, project, service)
-            check_views(plan, views)
-            return cls(redis, plan)
+            began = monotonic()
+            said = _persist(lambda: _said(redis, project, service, ())[0], redis, began, timeout)
+            plan = first(said, project, service)
+            client = cls(redis, plan, timeout=timeout, cache=cache, fallback=fallback, log=log, metrics=metrics)
+            client._answering.follow(check_seconds)
+            return client
         except BaseException:
             redis.close()
             raise
@@ -69,28 +111,92 @@ class FeatureClient:
     @property
     def plan(self) -> Plan:
         """The plan in use."""
-        return self._lookup.plan
+        return self._answering.in_use.lookup.plan
 
     def get(self, rows: Rows, as_of: Any = None) -> FeatureRows:
         """The features of `rows`, in their order, in one round trip.
 
         `rows` is a list of dicts, or a dict of columns, with the service's keys and request fields; others are ignored.
         `as_of` is None (now: when the store has answered), one instant (datetime, or int µs UTC), or one for each row.
-        Raises DataError for rows that do not fit, UnavailableError, StoredBytesError, DefinitionMismatchError.
+        Raises DataError for rows that do not fit, UnavailableError, StoredBytesError, DefinitionMismatchError,
+        SupersededError (another definition was applied, and the data of this one is gone).
         """
-        request = self._lookup.request(rows)
-        moments = None if as_of is None else instants(as_of, request.count)
-        values: list[bytes | None] = []
+        began = monotonic()
+        answering = self._answering
+        if answering.careful or began >= answering.due:
+            return self._get_carefully(rows, as_of, began)
+        lookup = answering.in_use.lookup  # once: a request has one definition
+        request = lookup.request(rows)
+        instant = None if as_of is None else moments(as_of, request.count)
+        values: Values = []
         if request.keys:
             try:
-                values = self._wire.read(request.command())
+                values = self._reads.request(request)
             except RAISED as error:
-                raise explained(self._redis, error) from error
-        return self._lookup.decode(request, values, now() if moments is None else moments)
+                values = self._read_again(request.keys, error, began)
+        return lookup.decode(request, values, now() if instant is None else instant)
+
+    def _get_carefully(self, rows: Rows, as_of: Any, began: float) -> FeatureRows:
+        """As `get`, with the optional things around it."""
+        answering = self._answering
+        try:
+            question = answering.question(rows, as_of, began)
+            try:
+                values = self._read(question.asked, began)
+            except UnavailableError:
+                answer = answering.fallback(question)
+                if answer is None:
+                    raise
+            else:
+                values, newer, suspicious = answering.read(question, values)
+                if newer or suspicious or (question.checking and question.in_use.unusual):
+                    self._look_for_news(suspicious)
+                answer = answering.answer(question, values)
+        except TallyError as error:
+            answering.failed(error)
+            raise
+        answering.answered(question, answer, began)
+        return answer
+
+    def _read(self, keys: Sequence[bytes], began: float) -> Values:
+        if not keys:
+            return []
+        try:
+            return self._reads.keys(keys)
+        except RAISED as error:
+            return self._read_again(keys, error, began)
+
+    def _read_again(self, keys: Sequence[bytes], error: Exception, began: float) -> Values:
+        def read() -> Values:
+            self._answering.tried_again()
+            return self._reads.keys(keys)
+
+        return _persist(read, self._redis, began, self._timeout, error)
+
+    # Newer plans: looked at in a thread, so that no request waits for one
+
+    def _look_for_news(self, suspicious: Sequence[bytes]) -> None:
+        if self._renewing.acquire(blocking=False):
+            threading.Thread(target=self._renew, args=(suspicious,), name="tally-plan", daemon=True).start()
+
+    def _renew(self, suspicious: Sequence[bytes]) -> None:
+        try:
+            in_use = self._answering.in_use
+            plan, service = in_use.lookup.plan, in_use.lookup.service.name
+            said, foreign = _said(self._redis, plan.project, service, {*suspicious, *in_use.foreign})
+            new = renewed(in_use, said)
+            self._answering.renew(replace(new, foreign=foreign) if new.lookup is in_use.lookup else new)
+        except RAISED as error:
+            _log.warning("Not looked for a newer plan: %s", explained(self._redis, error))
+        finally:
+            self._renewing.release()
 
     def close(self) -> None:
         """Closes the connections."""
+        waited = self._renewing.acquire(timeout=self._timeout)  # a look for a newer plan may be using them
         self._redis.close()
+        if waited:
+            self._renewing.release()
 
     def __enter__(self) -> Self:
         return self
@@ -101,12 +207,44 @@ class FeatureClient:
         self.close()
 
 
-def now() -> int:
-    """The clock, in microseconds UTC."""
-    return time.time_ns() // 1000
+def _persist(
+    read: Callable[[], _Read], redis: Client, began: float, timeout: float, error: Exception | None = None
+) -> _Read:
+    """What `read` gives, asked until it does or `timeout` seconds have passed since `began`. Raises TallyError.
+
+    `error`, where given, is what an earlier try raised.
+    """
+    for pause in pauses():
+        if error is not None:
+            if not may_pass(error) or monotonic() + pause >= began + timeout:
+                raise explained(redis, error) from error
+            sleep(pause)
+        try:
+            return read()
+        except RAISED as raised:
+            error = raised
+    raise AssertionError("pauses have no end")
 
 
-def require_bytes(redis: Any) -> None:
-    """Raises DataError for a redis-py client that turns values into text."""
-    if redis.get_encoder().decode_responses:
-        raise DataError("The Redis client has decode_responses=True, which breaks packed values; make one without it.")
+def _said(redis: Client, project: str, service: str, keys: Any) -> tuple[Said, dict[bytes, str]]:
+    """What Redis holds of the service, and those of `keys` that hold another type than ours, with that type."""
+    suspicious = [] if isinstance(redis, RedisCluster) else list(keys)  # a cluster's GETs say it themselves
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.get(plan_key(project, service))
+        pipeline.hkeys(services_key(project))
+        pipeline.hkeys(views_key(project))
+        for key in suspicious:
+            pipeline.type(key)
+        replies = cast(list[Any], pipeline.execute(raise_on_error=False))
+    return understood(replies, suspicious)
+
+
+def understood(replies: Sequence[Any], suspicious: Sequence[bytes]) -> tuple[Said, dict[bytes, str]]:
+    """What the replies to the plan, the services, the views and the types of the suspicious keys mean."""
+    document, services, views, *types = replies
+    for reply in (document, services, views):
+        if isinstance(reply, Exception):
+            raise reply
+    # A user who may not ask for types goes without.
+    named = {k: t for k, t in zip(suspicious, types, strict=True) if t not in (b"string", b"none")}
+    return Said(document, services, views), {k: t.decode() for k, t in named.items() if isinstance(t, bytes)}

@@ -115,7 +115,7 @@ class ClusterReads:
         busy: list[tuple[Any, Any, list[int]]] = []
         try:
             for node, positions in nodes:
-                pool = self._cluster.get_redis_connection(node).connection_pool
+                pool = self._pool(node)
                 connection = pool.get_connection()
                 busy.append((pool, connection, positions))
                 commands = [(b"GET", replies.keys[position]) for position in positions]
@@ -131,9 +131,12 @@ class ClusterReads:
                 connection.disconnect()
                 pool.release(connection)
 
+    def _pool(self, node: Any) -> Any:
+        return self._cluster.get_redis_connection(node).connection_pool
+
     def _follow(self, manager: Any, key: bytes, error: AskError) -> Any:
         node = _redirected(manager.get_node(error.host, error.port), error)
-        pool = self._cluster.get_redis_connection(node).connection_pool
+        pool = self._pool(node)
         connection = pool.get_connection()
         try:
             commands = _commands(key, error)

@@ -45,6 +45,11 @@ class InUse:
         """What `tally.layout.version_key` holds while this is the newest plan."""
         return self.lookup.service.hash.encode()
 
+    @property
+    def unusual(self) -> bool:
+        """Whether there is anything wrong with it."""
+        return self.behind is not None or self.gone is not None or bool(self.foreign)
+
     def check(self, keys: Sequence[bytes]) -> None:
         """Raises SupersededError or NotReadyError when nothing can be served, StoredBytesError for a key of another type."""
         if self.gone is not None:
@@ -56,11 +61,11 @@ class InUse:
                 )
 
 
-def first(said: Said, project: str, service: str) -> Lookup:
-    """The lookup of the published plan. Raises NotReadyError, UnknownServiceError, DefinitionMismatchError."""
+def first(said: Said, project: str, service: str) -> Plan:
+    """The published plan. Raises NotReadyError (there is none, or its views were never loaded), UnknownServiceError."""
     plan = plan_of(said.document, said.services, project, service)
     check_views(plan, said.views)
-    return Lookup(plan)
+    return plan
 
 
 def renewed(current: InUse, said: Said) -> InUse:

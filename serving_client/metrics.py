@@ -30,21 +30,33 @@ class Metrics:
         """`registry` is a `prometheus_client.CollectorRegistry`; None: the default one."""
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-        known = {"registry": REGISTRY if registry is None else registry}
-        self._seconds = Histogram("tally_lookup_seconds", "Duration of a lookup", ["service"], buckets=BUCKETS, **known)
-        self._rows = Counter("tally_lookup_rows", "Rows answered", ["service"], **known)
+        registry = REGISTRY if registry is None else registry
+        self._seconds = Histogram(
+            "tally_lookup_seconds", "Duration of a lookup", ["service"], buckets=BUCKETS, registry=registry
+        )
+        self._rows = Counter("tally_lookup_rows", "Rows answered", ["service"], registry=registry)
         self._reads = Counter(
-            "tally_lookup_reads", "Rows by view, and how their values came about", ["service", "view", "status"], **known
+            "tally_lookup_reads",
+            "Rows by view, and how their values came about",
+            ["service", "view", "status"],
+            registry=registry,
         )
-        self._errors = Counter("tally_lookup_errors", "Lookups that raised", ["service", "error"], **known)
-        self._retries = Counter("tally_lookup_retries", "Reads asked again", ["service"], **known)
-        self._plan = Gauge("tally_lookup_plan", "1 for the definition that is served", ["service", "definition"], **known)
+        self._errors = Counter("tally_lookup_errors", "Lookups that raised", ["service", "error"], registry=registry)
+        self._retries = Counter("tally_lookup_retries", "Reads asked again", ["service"], registry=registry)
+        self._plan = Gauge(
+            "tally_lookup_plan", "1 for the definition that is served", ["service", "definition"], registry=registry
+        )
         self._behind = Gauge(
-            "tally_lookup_superseded", "1 while a newer definition was applied that cannot be served", ["service"], **known
+            "tally_lookup_superseded",
+            "1 while a newer definition was applied that cannot be served",
+            ["service"],
+            registry=registry,
         )
-        self._hits = Gauge("tally_lookup_cache_hits", "Keys found in the cache since the start", **known)
-        self._misses = Gauge("tally_lookup_cache_misses", "Keys not found in the cache since the start", **known)
-        self._logged = Gauge("tally_served_log_rows", "Rows of the log since the start", ["outcome"], **known)
+        self._hits = Gauge("tally_lookup_cache_hits", "Keys found in the cache since the start", registry=registry)
+        self._misses = Gauge(
+            "tally_lookup_cache_misses", "Keys not found in the cache since the start", registry=registry
+        )
+        self._logged = Gauge("tally_served_log_rows", "Rows of the log since the start", ["outcome"], registry=registry)
         self._served: dict[str, str] = {}
 
     def answered(self, service: str, seconds: float, rows: FeatureRows) -> None:

@@ -3,7 +3,7 @@
 A row of the log has
 
 - the service's keys and request fields, under their own names;
-- ``event_timestamp``: the instant of the answer, as in labels;
+- ``event_timestamp``: the instant of the answer, as in labels (``tally_as_of`` if the request has a column of that name);
 - ``served__<feature>``: the value that was answered;
 - ``tally_evidence``: what it was read from (`tally.layout.EVIDENCE_COLUMN`);
 - ``tally_status``: JSON of the features that were not simply present, by name;
@@ -56,7 +56,7 @@ class Served:
     columns: dict[str, Column]
 
     def __len__(self) -> int:
-        return len(self.columns[INSTANT_COLUMN])
+        return len(self.columns[EVIDENCE_COLUMN])
 
 
 class Sink(Protocol):
@@ -142,15 +142,14 @@ class ServedLog:
             offered, self._waiting = self._waiting, []
             count = self._count
         for served in _batches(offered):
-            self._counting(lambda served=served: self._sink.write(served), len(served))  # type: ignore[misc]
+            self._counting(lambda served=served: self._sink.write(served), len(served))
         with self._lock:
             self._count -= count  # only now: rows that the sink is busy with take room, too
 
     def _counting(self, call: Any, rows: int) -> None:
         try:
             self.lost += call()
-        except Exception:
-            # Whatever a sink may raise must not end the log: it is counted and said.
+        except Exception:  # noqa: BLE001 whatever a sink raises must not end the log: it is counted and said
             self.lost += rows
             _log.exception("The log of served rows lost %d rows.", rows)
 
@@ -204,7 +203,7 @@ def _logged(answer: _Offered) -> dict[str, Column]:
     moments = Column("UnixTimestamp", rows.as_of, np.ones(count, np.bool_))
     return {
         **answer.asked,
-        INSTANT_COLUMN: moments,
+        INSTANT_COLUMN if INSTANT_COLUMN not in answer.asked else "tally_as_of": moments,
         **{SERVED + name: values for name, values in rows.columns.items()},
         EVIDENCE_COLUMN: column("String", rows.evidence_json()),
         STATUS_COLUMN: column("String", _statuses(rows)),

@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from serving_client import FeatureClient, FeatureRows, Status
+from serving_client.lookup import Lookup
 from tally.errors import DataError
 from tally.time import DAY, instant, to_datetime
 from tests.serving_client import world
@@ -123,9 +124,9 @@ def test_as_of_forms(redis: Redis, client: FeatureClient) -> None:
             client.get([ASKED] * count, [0, 1, 2])
 
 
-def test_repeated_entities_are_fetched_once(client: FeatureClient) -> None:
+def test_repeated_entities_are_fetched_once() -> None:
     """One key for each different entity of a view, whichever rows and columns of the request name it."""
-    lookup = client._lookup
+    lookup = Lookup(world.ONE)
     rows = [ASKED, ASKED, {**ASKED, "other": "JFK"}]
     assert len(lookup.request(rows).keys) == 5  # planes: JFK, LGA; pairs: 1; delays: JFK, LGA
     assert len(lookup.request([rows[2]]).keys) == 3

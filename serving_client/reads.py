@@ -1,0 +1,136 @@
+"""Reads of keys from whatever Redis a client leads to, in one round trip, and when to ask again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
+
+from redis import Redis, RedisCluster
+from redis import exceptions as errors
+from redis.asyncio import RedisCluster as AsyncRedisCluster
+
+from connections import AsyncClient, Client
+from serving_client.cluster import AsyncClusterReads, ClusterReads
+from serving_client.commands import mget
+from serving_client.lookup import Request
+from serving_client.one_row import OneRequest
+from serving_client.wire import AsyncWire, Wire
+from tally.errors import DataError
+
+Values = list[bytes | None]
+
+_LONGEST_PAUSE: Final = 0.05
+_HOPELESS: Final = (errors.AuthenticationError, errors.AuthorizationError)
+_PASSING: Final = (
+    errors.ConnectionError,  # a server that is loading, too
+    errors.TimeoutError,
+    errors.TryAgainError,
+    errors.ClusterDownError,
+    errors.ClusterError,
+    errors.RedisClusterException,
+    errors.AskError,
+    OSError,
+)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a read that failed like this may succeed when it is asked again. Reads change nothing, so all are safe."""
+    return isinstance(error, _PASSING) and not isinstance(error, _HOPELESS)
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait before each further try: none, for a connection that the server had closed, then ever longer."""
+    yield 0.0
+    pause = 0.001
+    while True:
+        yield pause
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def require_bytes(redis: Any) -> None:
+    """Raises DataError for a redis-py client that turns values into text."""
+    if redis.get_encoder().decode_responses:
+        raise DataError("The Redis client has decode_responses=True, which breaks packed values; make one without it.")
+
+
+class Reads(Protocol):
+    """One round trip to each server. Raises as redis-py does."""
+
+    def request(self, request: Request | OneRequest) -> Values:
+        """The values of the request's keys."""
+
+    def keys(self, keys: Sequence[bytes]) -> Values:
+        """The values of these keys."""
+
+
+class AsyncReads(Protocol):
+    """`Reads` for asyncio."""
+
+    async def request(self, request: Request | OneRequest) -> Values:
+        """As `Reads.request`."""
+
+    async def keys(self, keys: Sequence[bytes]) -> Values:
+        """As `Reads.keys`."""
+
+    async def close(self) -> None:
+        """Gives connections back."""
+
+
+def reads_of(redis: Client) -> Reads:
+    """Reads through this client."""
+    return _OnCluster(redis) if isinstance(redis, RedisCluster) else _OnServer(redis)
+
+
+def async_reads_of(redis: AsyncClient) -> AsyncReads:
+    """Reads through this client."""
+    return _OnClusterAsync(redis) if isinstance(redis, AsyncRedisCluster) else _OnServerAsync(redis)
+
+
+class _OnServer:
+    def __init__(self, redis: Redis) -> None:
+        self._wire = Wire(redis)
+
+    def request(self, request: Request | OneRequest) -> Values:
+        return self._wire.read(request.command())
+
+    def keys(self, keys: Sequence[bytes]) -> Values:
+        return self._wire.read(mget(keys))
+
+
+class _OnCluster:
+    def __init__(self, redis: RedisCluster) -> None:
+        self._cluster = ClusterReads(redis)
+
+    def request(self, request: Request | OneRequest) -> Values:
+        return self._cluster.read(request.keys)
+
+    def keys(self, keys: Sequence[bytes]) -> Values:
+        return self._cluster.read(keys)
+
+
+class _OnServerAsync:
+    def __init__(self, redis: Any) -> None:
+        self._wire = AsyncWire(redis)
+
+    async def request(self, request: Request | OneRequest) -> Values:
+        return await self._wire.read(request.command())
+
+    async def keys(self, keys: Sequence[bytes]) -> Values:
+        return await self._wire.read(mget(keys))
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+
+class _OnClusterAsync:
+    def __init__(self, redis: AsyncRedisCluster) -> None:
+        self._cluster = AsyncClusterReads(redis)
+
+    async def request(self, request: Request | OneRequest) -> Values:
+        return await self._cluster.read(request.keys)
+
+    async def keys(self, keys: Sequence[bytes]) -> Values:
+        return await self._cluster.read(keys)
+
+    async def close(self) -> None:
+        return None
