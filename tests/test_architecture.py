@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 """Modules of other rooms, with all that is below them."""
 
 PURE_STDLIB = {
-    "__future__", "abc", "ast", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
+    "__future__", "abc", "ast", "bisect", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
     "hashlib", "importlib", "inspect", "itertools", "json", "math", "operator", "struct", "types", "typing",
 }  # fmt: skip
 """What tally may use of Python's library: no files, clocks, network, processes, chance or environment."""
