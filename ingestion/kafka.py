@@ -22,17 +22,25 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from connections import Client
 from ingestion import redis_store, stream
+from ingestion.arrow import to_columns
+from ingestion.avro import WriterSchema
 from ingestion.dead_letters import DeadLetters, Letter
-from ingestion.messages import decode
+from ingestion.decoding import Decoder, from_topic
 from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.report import Place, Progress, Summary, TopicCounts
 from ingestion.stream import Counts
+from ingestion.wires import Messages
 from tally.columns import Column
 from tally.errors import DefinitionError, NotReadyError, UnavailableError
+from tally.events import FOR_VIEW, UNKNOWN_TIME
 from tally.functions import Transformation, load
-from tally.plan import Field, Plan, View
+from tally.plan import Encoding, Field, Plan, Source, View
+from tally.time import MILLISECOND
 
 log = logging.getLogger(__name__)
+
+_Schema = tuple[tuple[Field, ...], Encoding]
+"""What decides what a message says: sources of one topic that agree on it are decoded once."""
 
 MAX_BATCH: Final = 50_000
 POLL_SECONDS: Final = 0.1
@@ -51,9 +59,34 @@ CRITICAL: Final = 2
 class _Reader:
     view: View
     topic: str
-    fields: tuple[Field, ...]
+    source: Source
     function: Transformation | None
     writer: LatestWriter | TileWriter
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Well-formed messages of one topic: their columns, and of each its partition, offset and CreateTime (µs)."""
+
+    columns: Mapping[str, Column]
+    partition: stream.Integers
+    offset: stream.Integers
+    create_time: stream.Integers
+
+    def take(self, rows: stream.Integers) -> _Batch:
+        """The messages at `rows`."""
+        columns = {name: column.take(rows) for name, column in self.columns.items()}
+        return _Batch(columns, self.partition[rows], self.offset[rows], self.create_time[rows])
+
+
+def _only_for(messages: Sequence[Message]) -> dict[int, str]:
+    """The rows that count for one view only, and which (`tally.events.FOR_VIEW`)."""
+    result = {}
+    for row, message in enumerate(messages):
+        for name, value in message.headers() or ():
+            if name == FOR_VIEW and value:
+                result[row] = value.decode(errors="replace")
+    return result
 
 
 class _StoppedWhileAwayError(Exception):
@@ -70,16 +103,18 @@ def run(
     group: str | None = None,
     stop: threading.Event | None = None,
     on_batch: Callable[[Progress], None] | None = None,
+    writer_schema: WriterSchema | None = None,
 ) -> Summary:
     """Apply the messages of every stream view (or of those named) to Redis until `stop` is set.
 
     With `until_end` the run ends when every message that was in the topics when it began is applied, whichever worker of
-    the group did it. `kafka_config` are librdkafka's properties. Raises UnavailableError when Kafka or Redis cannot be
+    the group did it. `kafka_config` are librdkafka's properties. `writer_schema` asks a schema registry
+    what Avro messages were written with; None: they all have the definition's schema. Raises UnavailableError when Kafka or Redis cannot be
     reached at the start, NotReadyError for a topic that is missing, DefinitionError for a view that is not a stream.
     """
     views = stream_views(plan, view_names)
     stop = stop or threading.Event()
-    worker = _Worker(plan, views, dict(kafka_config), redis, group or f"tally-{plan.project}", stop, on_batch)
+    worker = _Worker(plan, views, dict(kafka_config), redis, group or f"tally-{plan.project}", stop, on_batch, writer_schema)
     return worker.run(until_end=until_end)
 
 
@@ -107,16 +142,21 @@ class _Worker:
         group: str,
         stop: threading.Event,
         on_batch: Callable[[Progress], None] | None,
+        writer_schema: WriterSchema | None,
     ) -> None:
         self._plan, self._redis, self._stop, self._on_batch = plan, redis, stop, on_batch
         self._config, self._group = config, group
         self._servers = str(config.get("bootstrap.servers", ""))
         self._readers: dict[str, list[_Reader]] = {}
+        self._decoders: dict[_Schema, Decoder] = {}
         for view in views:
             source = plan.source(view.source)
             writer = (LatestWriter if view.kind == "latest" else TileWriter)(redis, plan.project, view, self._patience)
-            reader = _Reader(view, source.topic, source.message, load(view.function) if view.function else None, writer)
+            reader = _Reader(view, source.topic, source, load(view.function) if view.function else None, writer)
             self._readers.setdefault(source.topic, []).append(reader)
+            if (source.message, source.encoding) not in self._decoders:
+                decode = from_topic(source, writer_schema)
+                self._decoders[source.message, source.encoding] = decode
         self._next: dict[Place, int] = {}
         self._threads = ThreadPoolExecutor(max(map(len, self._readers.values()), default=1), "tally-view")
         self._failure: Exception | None = None
@@ -376,31 +416,48 @@ class _Worker:
     ) -> list[Letter]:
         """Apply messages to every view of their topic; the dead letters among them."""
         values = [message.value() for message in messages]
+        times = np.array([message.timestamp()[1] for message in messages], np.int64)  # -1: not known
+        create_time = np.where(times < 0, UNKNOWN_TIME, times * MILLISECOND)
+        only_for = _only_for(messages)
         letters: dict[tuple[int, str], str] = {}
-        for fields in dict.fromkeys(reader.fields for reader in readers):
-            decoded = decode(fields, values)
-            columns, good = decoded.columns, np.arange(len(messages))
-            if decoded.bad:
-                letters |= {(row, ""): reason for row, reason in decoded.bad.items()}
-                good = np.setdiff1d(good, np.fromiter(decoded.bad, np.int64, len(decoded.bad)))
-                columns = {name: column.take(good) for name, column in columns.items()}
-            alike = [reader for reader in readers if reader.fields == fields]
+        for schema in dict.fromkeys((reader.source.message, reader.source.encoding) for reader in readers):
+            table, good, bad = self._decode(self._decoders[schema], values)
+            columns = to_columns(schema[0], table)
+            letters |= {(row, ""): reason for row, reason in bad.items()}
+            alike = [reader for reader in readers if (reader.source.message, reader.source.encoding) == schema]
             # One view computes while Redis merges another's deltas.
-            apply = partial(self._apply_view, columns=columns, partition=partition[good], offset=offset[good])
+            batch = _Batch(columns, partition[good], offset[good], create_time[good])
+            replays = {int(np.searchsorted(good, row)): view for row, view in only_for.items() if row not in bad}
+            apply = partial(self._apply_view, batch=batch, only_for=replays)
             outcomes = self._threads.map(apply, alike)
             for reader, (counts, reasons) in zip(alike, outcomes, strict=True):
-                counts.refused.update(reason.split(": ")[0] for reason in decoded.bad.values())
+                counts.refused.update(reason.split(": ")[0] for reason in bad.values())
                 self.summary.views[reader.view.name].add(counts)
                 for row, reason in reasons.items():
                     letters[int(good[row]), reader.view.name] = reason
         return [Letter(messages[row], view, reason) for (row, view), reason in sorted(letters.items())]
 
-    def _apply_view(
-        self, reader: _Reader, columns: Mapping[str, Column], partition: stream.Integers, offset: stream.Integers
-    ) -> tuple[Counts, dict[int, str]]:
+    def _decode(self, decode: Decoder, values: Sequence[bytes | None]) -> Messages:
+        while True:
+            try:
+                return decode(values)
+            except UnavailableError as error:  # the schema registry: the messages are as good as ever
+                self._patience(error)
+
+    def _apply_view(self, reader: _Reader, batch: _Batch, only_for: Mapping[int, str]) -> tuple[Counts, dict[int, str]]:
+        name = reader.view.name
+        others = [row for row, view in only_for.items() if view != name]
+        if others:
+            # Replays of what other views had refused: this one has counted the originals.
+            kept = np.setdiff1d(np.arange(len(batch.partition)), others)
+            counts, reasons = self._apply_view(reader, batch.take(kept), {})
+            counts.duplicate += len(others)
+            return counts, {int(kept[row]): reason for row, reason in reasons.items()}
         counts, reasons = Counts(), dict[int, str]()
-        if len(partition):
-            events, reasons = stream.events_of(reader.view, reader.function, columns, partition, offset)
+        if len(batch.partition):
+            events, reasons = stream.events_of(
+                reader.view, reader.function, batch.columns, batch.partition, batch.offset, batch.create_time
+            )
             if isinstance(reader.writer, TileWriter):
                 counts = stream.merge(events, reader.writer.merge)
             else:
@@ -408,7 +465,7 @@ class _Worker:
                 reader.writer.put(*stream.latest_rows(events))
                 counts.applied = len(events)
             self._back_off = 0.0
-        counts.refused.update(reason.removeprefix(f"{reader.view.name}: ") for reason in reasons.values())
+        counts.refused.update(reason.removeprefix(f"{name}: ") for reason in reasons.values())
         return counts, reasons
 
     def _patience(self, error: UnavailableError) -> None:

@@ -104,11 +104,16 @@ def decode_table(
 
 
 def view_rows(
-    view: View, function: Transformation | None, columns: Mapping[str, Column], count: int
+    view: View,
+    function: Transformation | None,
+    columns: Mapping[str, Column],
+    count: int,
+    create_time: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, Column], NDArray[np.bool_], dict[int, str]]:
     """`view.columns` of `count` good messages after the view's event function, which rows count, and why others do not.
 
-    Raises DataError when the function leaves a column out or returns it with another dtype than its definition has.
+    `create_time` (µs) is that of `tally.events.refusals`. Raises DataError when the function leaves a column out or returns
+    it with another dtype than its definition has.
     """
     produced = run_on_events(function, columns, count)
     result: dict[str, Column] = {}
@@ -121,7 +126,7 @@ def view_rows(
                 "make the function return that dtype, or run feast apply."
             )
         result[field.name] = found
-    accepted, reasons = refusals(view, result)
+    accepted, reasons = refusals(view, result, create_time)
     return result, accepted, reasons
 
 
@@ -273,7 +278,7 @@ def _read(fields: tuple[Field, ...], wire: list[Any], lines: bytes, count: int) 
 
 def _typed(field: Field, array: Any) -> Any:
     if field.dtype == "UnixTimestamp":
-        return _instants(array)
+        return parse_instants(array)
     if field.dtype in _INTEGERS and array.type == pa.float64():
         if not pc.all(pc.less(pc.abs(array), _EXACT_IN_FLOAT64), min_count=0).as_py():
             raise pa.ArrowInvalid("an integer that float64 may have rounded")
@@ -292,7 +297,8 @@ def _from_base64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
-def _instants(texts: Any) -> Any:
+def parse_instants(texts: Any) -> Any:
+    """ISO-8601 texts as instants. Raises pyarrow.ArrowInvalid when one of them is not."""
     try:
         return texts.cast(INSTANT)
     except pa.ArrowInvalid:

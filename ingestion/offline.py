@@ -1,7 +1,8 @@
 """The offline store: one Delta table per source, and the rows of a view read from it.
 
 Landing tables (sources with a topic) are kept decoded: who the event is (`_partition`, `_offset`), when it came
-(`_create_time`, `_landed_at`), and the message's fields with their types. Messages that do not decode lie beside them in
+(`_create_time`, `_landed_at`), the view that it is for where it is for one only (`_only_view`, see `tally.events.FOR_VIEW`), and the message's fields with
+their types. Messages that do not decode lie beside them in
 ``<source>__rejected``, with their reasons. Batch tables hold the typed columns that the views need.
 
 Each commit carries what the extraction knew: its watermark, and a hash of what the rows were decoded as.
@@ -29,6 +30,7 @@ from ingestion.arrow import INSTANT, TYPES, to_column, to_columns
 from ingestion.messages import view_rows
 from tally.columns import Column
 from tally.errors import DataError, NotReadyError, UnavailableError
+from tally.events import UNKNOWN_TIME
 from tally.functions import Transformation, load, parameters
 from tally.plan import Field, Plan, Source, View, digest
 from tally.time import from_datetime, to_datetime
@@ -37,6 +39,7 @@ PARTITION: Final = "_partition"
 OFFSET: Final = "_offset"
 CREATE_TIME: Final = "_create_time"
 LANDED_AT: Final = "_landed_at"
+ONLY_VIEW: Final = "_only_view"
 IDENTITY: Final = pa.schema(
     [
         pa.field("_topic", pa.string()),
@@ -44,6 +47,7 @@ IDENTITY: Final = pa.schema(
         pa.field(OFFSET, pa.int64()),
         pa.field(CREATE_TIME, INSTANT),
         pa.field(LANDED_AT, INSTANT),
+        pa.field(ONLY_VIEW, pa.string()),
     ]
 )
 """Columns that say which event a landed row is, and when it came."""
@@ -143,7 +147,7 @@ def source_fields(plan: Plan, source: Source) -> tuple[Field, ...]:
 def source_hash(plan: Plan, source: Source) -> str:
     """Hash of what a source's rows are decoded as: rows that are kept under another hash must be extracted again."""
     fields = [[field.name, field.dtype] for field in source_fields(plan, source)]
-    return digest([fields, source.topic, source.timestamp, source.created])
+    return digest([fields, source.topic, source.timestamp, source.created, IDENTITY.names, asdict(source.encoding)])
 
 
 def open_table(offline_uri: str, name: str) -> DeltaTable | None:
@@ -357,6 +361,9 @@ class Reading:
             function, names = None, tuple(field.name for field in view.columns)
         # An event function may move the time: then only its answer can be compared.
         condition = _between_or_null(view.timestamp, start, end) if function is None else None
+        if source.topic:
+            ours = ds.field(ONLY_VIEW).is_null() | (ds.field(ONLY_VIEW) == view.name)
+            condition = ours if condition is None else condition & ours
         return Reading(plan, view, table, names, condition, bool(source.topic), function, start, end)
 
     def decode(self, data: pa.Table) -> tuple[Rows, Refused]:
@@ -368,9 +375,11 @@ class Reading:
             fields = [field for field in self.plan.source(self.view.source).message if field.name in self.columns]
             a, b = _identity(data)
             created: Column | None = to_column("UnixTimestamp", data.column(CREATE_TIME))
+            made = np.where(created.valid, created.values, UNKNOWN_TIME)
         else:
             fields = list(self.view.columns)
-        columns, accepted, reasons = view_rows(self.view, self.function, to_columns(fields, data), data.num_rows)
+            made = None
+        columns, accepted, reasons = view_rows(self.view, self.function, to_columns(fields, data), data.num_rows, made)
         timestamp = columns[self.view.timestamp].values
         if not self.events:
             b = np.zeros(len(timestamp), np.int64)

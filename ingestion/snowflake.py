@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
+from functools import cached_property
 from itertools import chain
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from ingestion.arrow import INSTANT, conform, schema_of
-from ingestion.messages import decode_table
+from ingestion.decoding import Decoder, from_landing
 from ingestion.offline import (
     IDENTITY,
     OFFSET,
@@ -45,6 +46,7 @@ from ingestion.offline import (
     write_table,
 )
 from tally.errors import DataError, NotReadyError, UnavailableError
+from tally.events import FOR_VIEW
 from tally.plan import Field, Plan, Source
 from tally.time import instant, to_datetime
 
@@ -56,7 +58,7 @@ _NO_SUCH_OBJECT: Final = 2003
 _PARTITION: Final = '"RECORD_METADATA":"partition"::int'
 _OFFSET: Final = '"RECORD_METADATA":"offset"::bigint'
 _TOPIC: Final = '"RECORD_METADATA":"topic"::varchar'
-_CONTENT: Final = Field("content", "String")
+_FOR_VIEW: Final = f'"RECORD_METADATA":"headers"."{FOR_VIEW}"::varchar'
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,10 @@ class _Landing(_Extraction):
     duplicates: int = 0
     rejected: list[pa.RecordBatch] = field(default_factory=list)
 
+    @cached_property
+    def _decode(self) -> Decoder:
+        return from_landing(self.source)
+
     def run(self) -> Ingested:
         existing = self.column_names()
         for name in ("RECORD_METADATA", "RECORD_CONTENT"):
@@ -267,11 +273,12 @@ class _Landing(_Extraction):
             f'SELECT {_PARTITION} AS "p", {_OFFSET} AS "o", '
             'COALESCE("RECORD_METADATA":"CreateTime"::bigint, "RECORD_METADATA":"LogAppendTime"::bigint) AS "c", '
             '"RECORD_METADATA":"SnowflakeConnectorPushTime"::bigint AS "l", '
-            'TO_JSON("RECORD_CONTENT") AS "content" '
+            f'{_FOR_VIEW} AS "v", TO_JSON("RECORD_CONTENT") AS "content" '
             f"FROM {self.table_name} WHERE {_TOPIC} = %s AND {_OFFSET} <= {upper} "
             f"AND ({_OFFSET} > {lower}{again}) ORDER BY 1, 2"
         )
-        fields = (Field("p", "Int64"), Field("o", "Int64"), Field("c", "Int64"), Field("l", "Int64"), _CONTENT)
+        numbers = tuple(Field(name, "Int64") for name in ("p", "o", "c", "l"))
+        fields = (*numbers, Field("v", "String"), Field("content", "String"))
         here = {partition: self._offsets_here(partition) for partition in late}
         done = 0
         last = (-1, -1)
@@ -299,7 +306,7 @@ class _Landing(_Extraction):
 
     def _decoded(self, piece: pa.Table) -> Iterator[pa.RecordBatch]:
         contents = piece.column("content").combine_chunks().cast(pa.binary())
-        decoded, rows, bad = decode_table(self.source.message, contents.to_pylist())
+        decoded, rows, bad = self._decode(contents.to_pylist())
         identity = pa.Table.from_arrays(
             [
                 pa.array([self.source.topic] * piece.num_rows, pa.string()),
@@ -307,6 +314,7 @@ class _Landing(_Extraction):
                 piece.column("o"),
                 _from_millis(piece.column("c")),
                 _from_millis(piece.column("l")),
+                piece.column("v"),
             ],
             schema=IDENTITY,
         )

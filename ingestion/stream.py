@@ -92,13 +92,14 @@ def events_of(
     columns: Mapping[str, Column],
     partition: Integers,
     offset: Integers,
+    create_time: Integers | None = None,
 ) -> tuple[Events, dict[int, str]]:
     """(accepted events, reason for each row that is refused) of well-formed messages, decoded to `columns`.
 
-    Raises DataError naming the messages when the view's function fails on them.
+    `create_time` (µs) is that of `tally.events.refusals`. Raises DataError naming the messages when the view's function fails on them.
     """
     try:
-        produced, accepted, reasons = view_rows(view, function, columns, len(partition))
+        produced, accepted, reasons = view_rows(view, function, columns, len(partition), create_time)
     except TallyError:
         raise
     except Exception as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +13,23 @@ from tally.aggregates import CELLS, LONGEST_TEXT, storable, summable
 from tally.columns import Column
 from tally.plan import View
 
+FOR_VIEW: Final = "tally-for-view"
+"""A message with this header, the name of a view, counts for that view only: it is the replay of one that this view alone had
+refused (`ingestion.dead_letters`), and the others have counted the original."""
+UNKNOWN_TIME: Final = np.iinfo(np.int64).max
+"""A CreateTime that nobody knows: no event is too far ahead of it."""
 
-def refusals(view: View, columns: Mapping[str, Column]) -> tuple[NDArray[np.bool_], dict[int, str]]:
+
+def refusals(
+    view: View, columns: Mapping[str, Column], create_time: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.bool_], dict[int, str]]:
     """(rows that count, reason for each other row) of a view's columns after its event function.
 
-    Refused are rows without a timestamp or an entity key, and rows with a value that cannot be summed exactly: an
-    infinity, or 2^64 and above in magnitude, in a column that the view sums; and texts that are too long for a tile, in a
-    column of which the view keeps one. (NaN is null, and nulls are skipped.)
+    Refused are rows without a timestamp or an entity key; events whose timestamp is later than their `create_time` (µs,
+    UNKNOWN_TIME where there is none) by more than `View.future_tolerance`; rows with a value that cannot be summed exactly:
+    an infinity, or 2^64 and above in magnitude, in a column that the view sums; and texts that are too long for a tile, in
+    a column of which the view keeps one. (NaN is null, and nulls are skipped.) Kafka's CreateTime is part of the message, so
+    the stream and the offline store refuse the same events, whenever they look.
     """
     count = len(columns[view.timestamp])
     accepted = np.ones(count, np.bool_)
@@ -29,6 +41,15 @@ def refusals(view: View, columns: Mapping[str, Column]) -> tuple[NDArray[np.bool
         accepted[wrong] = False
 
     refuse(~columns[view.timestamp].valid, f"event timestamp {view.timestamp} is null")
+    if create_time is not None:
+        latest = np.where(
+            create_time > UNKNOWN_TIME - view.future_tolerance, UNKNOWN_TIME, create_time + view.future_tolerance
+        )
+        tolerance = timedelta(microseconds=view.future_tolerance)
+        refuse(
+            columns[view.timestamp].values > latest,
+            f"event timestamp {view.timestamp} is more than {tolerance} after the message was made",
+        )
     for key in view.keys:
         refuse(~columns[key.name].valid, f"entity key {key.name} is null")
     for aggregation in view.aggregations:

@@ -17,9 +17,14 @@ from tally.dtypes import Dtype
 from tally.errors import DefinitionError, NotReadyError, UnknownServiceError
 from tally.layout import RowLayout, key_prefix
 from tally.tiles import Aggregation, TileLayout
+from tally.time import MINUTE
 
 PLAN_FORMAT: Final = 1
+FUTURE_TOLERANCE: Final = 10 * MINUTE
+"""How far ahead of its CreateTime an event's timestamp may lie where its view says nothing else. Clocks differ by seconds;
+a local time that was taken for UTC is off by half an hour at least."""
 Kind = Literal["latest", "window"]
+Format = Literal["json", "avro", "protobuf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +44,24 @@ class Function:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the messages of a topic are written.
+
+    `schema` is empty for JSON, the schema's own JSON for Avro, and for Protobuf a JSON object with the full name of the
+    message and the base64 of a FileDescriptorSet that defines it. A worker needs nothing else to decode them.
+    """
+
+    format: Format = "json"
+    schema: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A table in Snowflake and its copy in the offline store, which has the source's name.
 
-    `topic` and `message` (the fields of a JSON message) are set for landing tables of a Kafka topic, else empty.
-    `database` and `schema` are empty for the connection's own. `created` is empty where the source names no such column.
+    `topic`, `message` (the fields that are read of a message) and `encoding` are set for landing tables of a Kafka topic,
+    else empty. `database` and `schema` are empty for the connection's own. `created` is empty where the source names no
+    such column.
     """
 
     name: str
@@ -54,11 +72,15 @@ class Source:
     created: str
     topic: str
     message: tuple[Field, ...]
+    encoding: Encoding = Encoding()
 
 
 @dataclass(frozen=True)
 class View:
-    """A feature view. `columns` are what its rows have after the event function, keys and timestamp included."""
+    """A feature view. `columns` are what its rows have after the event function, keys and timestamp included.
+
+    `future_tolerance` (µs) is for stream views: an event whose timestamp is later than its CreateTime by more is refused.
+    """
 
     name: str
     kind: Kind
@@ -74,6 +96,7 @@ class View:
     function: Function | None
     aggregations: tuple[Aggregation, ...]
     hash: str = ""
+    future_tolerance: int = FUTURE_TOLERANCE
 
     @cached_property
     def tag(self) -> bytes:
@@ -238,7 +261,8 @@ class Plan:
 def hashed_view(view: View, source: Source) -> View:
     """`view` with its hash. The table's address is left out: the same rows may be kept elsewhere."""
     parts = _encode(dataclasses.replace(view, hash="", online=True))
-    return dataclasses.replace(view, hash=digest([PLAN_FORMAT, parts, _encode(source.message), source.topic]))
+    message = [_encode(source.message), _encode(source.encoding), source.topic]
+    return dataclasses.replace(view, hash=digest([PLAN_FORMAT, parts, *message]))
 
 
 def hashed_service(service: Service, plan: Plan) -> Service:
