@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import sys
 from collections import Counter
@@ -21,19 +23,24 @@ from feast import (
     StreamFeatureView,
 )
 from feast.aggregation import Aggregation as FeastAggregation
-from feast.data_format import JsonFormat
+from feast.data_format import AvroFormat, JsonFormat, ProtoFormat
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.feature_view_projection import FeatureViewProjection
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.types import PrimitiveFeastType, from_value_type
 from feast.value_type import ValueType
+from google.protobuf.message import Message
 
+from ingestion import protobuf
+from ingestion.decoding import wires_of
 from tally import functions
 from tally.aggregates import FUNCTIONS, output_dtype
 from tally.columns import nulls
 from tally.dtypes import DTYPES, KEY_DTYPES, Dtype
 from tally.errors import DataError, DefinitionError, DefinitionMismatchError
 from tally.plan import (
+    FUTURE_TOLERANCE,
+    Encoding,
     Field,
     Function,
     FunctionUse,
@@ -48,9 +55,12 @@ from tally.plan import (
     hashed_view,
 )
 from tally.tiles import Aggregation
-from tally.time import MICROSECOND
+from tally.time import DAY, HOUR, MICROSECOND, MINUTE, SECOND
 from tally.windows import window
 
+JSON: Final = Encoding()
+FUTURE_TOLERANCE_TAG: Final = "tally.future_tolerance"
+"""Tag of a stream feature view: how far ahead of its message's CreateTime an event may lie, like ``10m``."""
 _DTYPES: Final[dict[PrimitiveFeastType, Dtype]] = {
     PrimitiveFeastType.FLOAT64: "Float64",
     PrimitiveFeastType.FLOAT32: "Float32",
@@ -176,7 +186,7 @@ def _compile_view(definitions: Definitions, view: FeatureView) -> tuple[Source, 
     table = view.batch_source
     if not isinstance(table, SnowflakeSource):
         raise _refused(definitions, view.name, f"its source is a {type(table).__name__}; use a SnowflakeSource")
-    source = _compile_source(definitions, view.name, table, "", ())
+    source = _compile_source(definitions, view.name, table)
     keys = _keys(definitions, view)
     fields = _fields(definitions, view, keys)
     columns = [*keys, *fields, Field(source.timestamp, "UnixTimestamp")]
@@ -201,7 +211,12 @@ def _compile_view(definitions: Definitions, view: FeatureView) -> tuple[Source, 
 
 
 def _compile_source(
-    definitions: Definitions, name: str, table: SnowflakeSource, topic: str, message: tuple[Field, ...]
+    definitions: Definitions,
+    name: str,
+    table: SnowflakeSource,
+    topic: str = "",
+    message: tuple[Field, ...] = (),
+    encoding: Encoding = JSON,
 ) -> Source:
     if table.query or not table.table:
         raise _refused(
@@ -222,6 +237,7 @@ def _compile_source(
         created=table.created_timestamp_column or "",
         topic=topic,
         message=message,
+        encoding=encoding,
     )
 
 
@@ -264,8 +280,8 @@ def _compile_stream_view(definitions: Definitions, view: StreamFeatureView) -> t
         raise _refused(
             definitions, view.name, f"source {stream.name} needs a batch_source: the topic's table in Snowflake"
         )
-    message = _message_fields(definitions, view.name, stream)
-    source = _compile_source(definitions, view.name, table, stream.kafka_options.topic, message)
+    message, encoding = _message(definitions, view.name, stream)
+    source = _compile_source(definitions, view.name, table, stream.kafka_options.topic, message, encoding)
     function, columns = _event_columns(definitions, view, message)
     dtypes = {f.name: f.dtype for f in columns}
     keys = _keys(definitions, view)
@@ -307,16 +323,65 @@ def _compile_stream_view(definitions: Definitions, view: StreamFeatureView) -> t
         stream=True,
         function=function,
         aggregations=aggregations,
+        future_tolerance=_future_tolerance(definitions, view),
     )
     return source, hashed_view(compiled, source)
 
 
-def _message_fields(definitions: Definitions, name: str, stream: KafkaSource) -> tuple[Field, ...]:
-    message_format = stream.kafka_options.message_format
-    if not isinstance(message_format, JsonFormat):
+def _future_tolerance(definitions: Definitions, view: StreamFeatureView) -> int:
+    text = (view.tags or {}).get(FUTURE_TOLERANCE_TAG)
+    if text is None:
+        return FUTURE_TOLERANCE
+    parts = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if parts is None:
         raise _refused(
-            definitions, name, f"source {stream.name} has {type(message_format).__name__}; Tally reads JsonFormat"
+            definitions,
+            view.name,
+            f"its tag {FUTURE_TOLERANCE_TAG} is {text!r}; write a number and s, m, h or d, like 10m",
         )
+    return int(parts[1]) * {"s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}[parts[2]]
+
+
+def _message(definitions: Definitions, name: str, stream: KafkaSource) -> tuple[tuple[Field, ...], Encoding]:
+    """The columns of a source's messages, and how they are written."""
+    message_format = stream.kafka_options.message_format
+    if isinstance(message_format, JsonFormat):
+        return _json_fields(definitions, name, stream.name, message_format), JSON
+    try:
+        encoding = _encoding(message_format)
+        return tuple(wire.field for wire in wires_of(encoding)), encoding
+    except DefinitionError as error:
+        raise _refused(definitions, name, f"source {stream.name}: {str(error).rstrip('.')}") from error
+
+
+def _encoding(message_format: Any) -> Encoding:
+    if isinstance(message_format, ProtoFormat):
+        return Encoding("protobuf", protobuf.describe(_imported(message_format.class_path)))
+    if isinstance(message_format, AvroFormat):
+        try:
+            schema = json.loads(message_format.schema_json)
+        except json.JSONDecodeError as error:
+            raise DefinitionError(f"its Avro schema is not JSON ({error})") from error
+        return Encoding("avro", json.dumps(schema, separators=(",", ":")))
+    raise DefinitionError(
+        f"it has {type(message_format).__name__} where Tally reads JsonFormat, AvroFormat or ProtoFormat"
+    )
+
+
+def _imported(class_path: str) -> type[Message]:
+    """The generated class at ``module.Class``. Raises DefinitionError."""
+    module_name, _, class_name = class_path.rpartition(".")
+    advice = "it is the Python class that protoc generated, like flights_pb2.Departure, and must be on PYTHONPATH"
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise DefinitionError(f"its class_path {class_path!r} cannot be imported ({error}); {advice}") from error
+    if not (isinstance(found, type) and issubclass(found, Message)):
+        raise DefinitionError(f"its class_path {class_path!r} is no Protobuf message; {advice}")
+    return found
+
+
+def _json_fields(definitions: Definitions, name: str, source: str, message_format: JsonFormat) -> tuple[Field, ...]:
     fields = []
     for part in re.split(r"\s*,\s*", message_format.schema_json.strip()):
         words = part.split()
@@ -324,13 +389,13 @@ def _message_fields(definitions: Definitions, name: str, stream: KafkaSource) ->
             raise _refused(
                 definitions,
                 name,
-                f"source {stream.name}: {part!r} in its JsonFormat is not `name type` with a type of "
+                f"source {source}: {part!r} in its JsonFormat is not `name type` with a type of "
                 f"{', '.join(_MESSAGE_DTYPES)}",
             )
         fields.append(Field(words[0], _MESSAGE_DTYPES[words[1].lower()]))
     if doubled := _doubled(f.name for f in fields):
         raise _refused(
-            definitions, name, f"source {stream.name}: its JsonFormat names {doubled} twice; name each field once"
+            definitions, name, f"source {source}: its JsonFormat names {doubled} twice; name each field once"
         )
     return tuple(fields)
 

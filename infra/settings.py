@@ -15,7 +15,7 @@ class Settings(BaseSettings):
     """Addresses and credentials, read from environment variables of the same names in upper case.
 
     An empty or missing variable means "not set". Values given to the constructor win over the environment.
-    Secrets never appear in `repr`; `redis_url` may carry a password, so it does not appear either.
+    Secrets never appear in `repr`; `redis_url` and `schema_registry_url` may carry a password, so they do not appear either.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
@@ -29,6 +29,11 @@ class Settings(BaseSettings):
     kafka_sasl_password: SecretStr = _NO_SECRET
     kafka_ssl_ca_location: str = ""
     kafka_session_timeout_ms: int | None = Field(default=None, gt=0)
+
+    schema_registry_url: str = Field(default="", repr=False)
+    schema_registry_user: str = ""
+    schema_registry_password: SecretStr = _NO_SECRET
+    schema_registry_ssl_ca_location: str = ""
 
     snowflake_account: str = ""
     snowflake_user: str = ""
@@ -90,6 +95,16 @@ class Settings(BaseSettings):
         """`kafka_config` for a worker of a consumer group; KAFKA_SESSION_TIMEOUT_MS says when a silent one counts as dead."""
         session = self.kafka_session_timeout_ms
         return self.kafka_config() | ({"session.timeout.ms": str(session)} if session else {})
+
+    def schema_registry_config(self) -> dict[str, str] | None:
+        """Properties of Confluent's schema registry client; None when there is no registry."""
+        if not self.schema_registry_url:
+            return None
+        properties = {"url": self.schema_registry_url, "ssl.ca.location": self.schema_registry_ssl_ca_location}
+        if self.schema_registry_user:
+            password = self.schema_registry_password.get_secret_value()
+            properties["basic.auth.user.info"] = f"{self.schema_registry_user}:{password}"
+        return {name: value for name, value in properties.items() if value}
 
     def snowflake_connect_args(self) -> dict[str, Any]:
         """Keyword arguments for `snowflake.connector.connect`. The session's time zone is UTC."""

@@ -114,7 +114,9 @@ def run(
     """
     views = stream_views(plan, view_names)
     stop = stop or threading.Event()
-    worker = _Worker(plan, views, dict(kafka_config), redis, group or f"tally-{plan.project}", stop, on_batch, writer_schema)
+    worker = _Worker(
+        plan, views, dict(kafka_config), redis, group or f"tally-{plan.project}", stop, on_batch, writer_schema
+    )
     return worker.run(until_end=until_end)
 
 

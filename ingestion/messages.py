@@ -22,7 +22,7 @@ import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 import numpy as np
@@ -311,7 +311,10 @@ def parse_instants(texts: Any) -> Any:
 
 def _loads(line: bytes) -> dict[str, Any]:
     """The object with exact numbers. Raises ValueError, also for a name given twice, TypeError and RecursionError."""
-    loaded = json.loads(line, parse_float=Decimal, object_pairs_hook=_once)
+    try:
+        loaded = json.loads(line, parse_float=Decimal, object_pairs_hook=_once)
+    except InvalidOperation as error:
+        raise ValueError("a number whose exponent nothing holds") from error
     if not isinstance(loaded, dict):
         raise TypeError("an object was expected")
     return loaded

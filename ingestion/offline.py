@@ -374,8 +374,9 @@ class Reading:
         if self.events:
             fields = [field for field in self.plan.source(self.view.source).message if field.name in self.columns]
             a, b = _identity(data)
-            created: Column | None = to_column("UnixTimestamp", data.column(CREATE_TIME))
-            made = np.where(created.valid, created.values, UNKNOWN_TIME)
+            landed = to_column("UnixTimestamp", data.column(CREATE_TIME))
+            created: Column | None = landed
+            made = np.where(landed.valid, landed.values, UNKNOWN_TIME)
         else:
             fields = list(self.view.columns)
             made = None

@@ -300,6 +300,8 @@ def _encode(value: Any) -> Any:
 def _decode(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
+        if absent := hints.keys() - value.keys() - {"hash"}:
+            raise KeyError(min(absent))
         return kind(**{name: _decode(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
         inner = get_args(kind)

@@ -15,6 +15,7 @@ from tally_cli.errors import UsageError
 if TYPE_CHECKING:
     from connections import Client
     from infra.settings import Settings
+    from ingestion.avro import WriterSchema
 
 Repo = Annotated[
     Path,
@@ -50,6 +51,16 @@ def open_redis(settings: Settings) -> Client:
     with reaching(redis):
         redis.ping()
     return redis
+
+
+def open_registry(settings: Settings) -> WriterSchema | None:
+    """What asks the schema registry for the schemas of Avro messages; None when no registry is configured."""
+    config = settings.schema_registry_config()
+    if config is None:
+        return None
+    from ingestion.schema_registry import SchemaRegistry
+
+    return SchemaRegistry(config).avro
 
 
 def chosen_sources(plan: Plan, names: Sequence[str]) -> list[Source]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tally_cli.output import ERR, counts, say, table
-from tally_cli.repository import DEFAULT_REPO, Repo, chosen_views, open_plan, open_redis, settings_with
+from tally_cli.repository import DEFAULT_REPO, Repo, chosen_views, open_plan, open_redis, open_registry, settings_with
 
 if TYPE_CHECKING:
     from ingestion.report import Progress, Summary
@@ -50,7 +50,8 @@ def stream(
 
         names = [one.name for one in chosen]
         config = settings.kafka_worker_config()
-        summary = run(plan, names, config, redis, until_end=until_end, stop=stop, on_batch=show)
+        registry = open_registry(settings)
+        summary = run(plan, names, config, redis, until_end=until_end, stop=stop, on_batch=show, writer_schema=registry)
     report(summary)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from infra.local import landing
+from infra.local.converters import Converter
 from infra.local.errors import LocalServiceError
 from infra.local.snowflake_load import connected, copy_into, quoted
 from infra.settings import Settings
@@ -35,10 +36,11 @@ def land(
     until_end: bool = True,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    converters: Mapping[str, Converter] | None = None,
 ) -> int:
     """Append what `topics` (topic -> table) hold beyond what their tables hold already; returns the rows landed.
 
-    A run ends at the offsets that were last when it began; with `until_end=False` it starts over until `stop` is set.
+    `converters` (topic -> converter) are for topics that are not JSON. A run ends at the offsets that were last when it began; with `until_end=False` it starts over until `stop` is set.
     The tables are as Snowflake's Kafka connector makes them, see `landing.rows`, and are created if missing. Where to
     go on is read from the table itself, so a run that crashed is simply run again and no event lands twice.
     Raises LocalServiceError when a topic is missing, was made anew, or falls silent.
@@ -47,7 +49,7 @@ def land(
     landed = 0
     with _alone(settings), connected(settings) as connection, _consumer(settings) as consumer:
         while True:
-            landed += _land_once(consumer, connection, topics, progress, stop)
+            landed += _land_once(consumer, connection, topics, converters or {}, progress, stop)
             if until_end or stop.is_set():
                 return landed
             stop.wait(_POLL_S)
@@ -57,6 +59,7 @@ def _land_once(
     consumer: Consumer,
     connection: Any,
     topics: Mapping[str, str],
+    converters: Mapping[str, Converter],
     progress: Progress | None,
     stop: threading.Event,
 ) -> int:
@@ -66,7 +69,7 @@ def _land_once(
     for topic, table in topics.items():
         for batch, covered in _batches(consumer, topic, spans[topic], stop):
             if batch:
-                rows = landing.rows(batch, push_time_ms=time.time_ns() // 1_000_000)
+                rows = landing.rows(batch, time.time_ns() // 1_000_000, converters.get(topic))
                 landed += copy_into(
                     connection, table, rows, {name: f"PARSE_JSON($1:{name}::VARCHAR)" for name in landing.COLUMNS}
                 )

@@ -9,6 +9,8 @@ from typing import Protocol
 import orjson
 import pyarrow as pa
 
+from infra.local.converters import Converter
+
 COLUMNS = ("RECORD_METADATA", "RECORD_CONTENT")
 
 _CREATE_TIME, _LOG_APPEND_TIME = 1, 2
@@ -40,10 +42,11 @@ class Message(Protocol):
         """Its headers, in order."""
 
 
-def rows(messages: Iterable[Message], push_time_ms: int) -> pa.Table:
+def rows(messages: Iterable[Message], push_time_ms: int, convert: Converter | None = None) -> pa.Table:
     """Two columns of JSON text, RECORD_METADATA and RECORD_CONTENT, one row for each message.
 
-    The value's text is passed on untouched, so that its numbers keep their digits. A tombstone (no value) is a row
+    The value's text is passed on untouched, so that its numbers keep their digits; `convert` makes text of what is not JSON
+    to begin with (`infra.local.converters`). A tombstone (no value) is a row
     whose content is NULL. A value that is not JSON becomes a JSON string of its text, as the real connector lands it
     under its StringConverter, and RECORD_METADATA gets `error`, which the real one never has, with the reason: its
     JSON converter would send such a message to a dead-letter queue or stop. A value or key that is not even UTF-8 is
@@ -68,13 +71,19 @@ def rows(messages: Iterable[Message], push_time_ms: int) -> pa.Table:
             described["headers"] = {name: _header(value) for name, value in headers}
         described["SnowflakeConnectorPushTime"] = push_time_ms
         value = message.value()
-        contents.append(None if value is None else _content(_bytes(value), described))
+        contents.append(None if value is None else _content(_bytes(value), described, convert))
         metadata.append(orjson.dumps(described))
     text = pa.string()
     return pa.table([pa.array(metadata, pa.binary()).cast(text), pa.array(contents, pa.binary()).cast(text)], COLUMNS)
 
 
-def _content(value: bytes, described: dict[str, object]) -> bytes:
+def _content(value: bytes, described: dict[str, object], convert: Converter | None) -> bytes:
+    if convert is not None:
+        try:
+            return convert(value)
+        except ValueError as why:
+            described["error"] = f"The value cannot be converted: {why}"
+            return orjson.dumps(_text(value, "value", described))
     try:
         orjson.loads(value)
     except orjson.JSONDecodeError as why:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,7 +25,7 @@ from feast import (
     StreamFeatureView,
 )
 from feast.aggregation import Aggregation
-from feast.data_format import AvroFormat, JsonFormat
+from feast.data_format import AvroFormat, JsonFormat, ProtoFormat, StreamFormat
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
@@ -62,6 +63,20 @@ def topic(**change: Any) -> KafkaSource:
         "message_format": JsonFormat(MESSAGE), "batch_source": table(),
     }  # fmt: skip
     return KafkaSource(**{**fields, **change})
+
+
+class ThriftFormat(StreamFormat):  # type: ignore[misc]
+    """A format that Feast may have one day."""
+
+    def to_proto(self) -> Any:
+        """Feast's own message for Avro: only its kind matters here."""
+        return AvroFormat("").to_proto()
+
+
+def avro(**fields: Any) -> AvroFormat:
+    """A record of these fields."""
+    described = [{"name": name, "type": kind} for name, kind in fields.items()]
+    return AvroFormat(json.dumps({"type": "record", "name": "Trip", "fields": described}))
 
 
 def batch(**change: Any) -> FeatureView:
@@ -151,8 +166,25 @@ REFUSED: list[tuple[str, str, Made, str]] = [
      "its source is a PushSource; use a KafkaSource"),
     ("a topic without a table", "windows", lambda: windows(source=topic(batch_source=FileSource(name="f", path="f.parquet", timestamp_field="at"))),
      "source trips_stream needs a batch_source: the topic's table in Snowflake"),
-    ("Avro", "windows", lambda: windows(source=topic(message_format=AvroFormat("{}"))),
-     "source trips_stream has AvroFormat; Tally reads JsonFormat"),
+    ("another format", "windows", lambda: windows(source=topic(message_format=ThriftFormat())),
+     "source trips_stream: it has ThriftFormat where Tally reads JsonFormat, AvroFormat or ProtoFormat"),
+    ("Avro that is no JSON", "windows", lambda: windows(source=topic(message_format=AvroFormat("at long"))),
+     "source trips_stream: its Avro schema is not JSON"),
+    ("Avro that is no schema", "windows", lambda: windows(source=topic(message_format=AvroFormat('{"type": "wrong"}'))),
+     "source trips_stream: its Avro schema is not one"),
+    ("Avro without the time", "windows", lambda: windows(source=topic(message_format=avro(place="string", x="double"))),
+     "column at must be UnixTimestamp, it is not there; its rows have place String, x Float64"),
+    ("Avro with a time of another type", "windows",
+     lambda: windows(source=topic(message_format=avro(at="long", place="string", x="double"))),
+     "column at must be UnixTimestamp, it is Int64"),
+    ("no class", "windows", lambda: windows(source=topic(message_format=ProtoFormat("com.acme.Trip"))),
+     "its class_path 'com.acme.Trip' cannot be imported"),
+    ("no name", "windows", lambda: windows(source=topic(message_format=ProtoFormat("tests.feast_plugins.transforms.Trip"))),
+     "its class_path 'tests.feast_plugins.transforms.Trip' cannot be imported"),
+    ("a class of another kind", "windows", lambda: windows(source=topic(message_format=ProtoFormat("datetime.datetime"))),
+     "its class_path 'datetime.datetime' is no Protobuf message; it is the Python class that protoc generated"),
+    ("a tolerance without a unit", "windows", lambda: windows(tags={"tally.future_tolerance": "10"}),
+     "its tag tally.future_tolerance is '10'; write a number and s, m, h or d, like 10m"),
     ("a type that JSON has not", "windows", lambda: windows(source=topic(message_format=JsonFormat("at timestamp, x decimal"))),
      "'x decimal' in its JsonFormat is not `name type` with a type of double"),
     ("no type", "windows", lambda: windows(source=topic(message_format=JsonFormat("at"))), "'at' in its JsonFormat is not"),

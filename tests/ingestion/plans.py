@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tally.plan import Field, Function, Plan, Source, View, hashed_view
 from tally.tiles import Aggregation
-from tally.time import HOUR, MINUTE
+from tally.time import DAY, HOUR, MINUTE
 from tally.windows import Window
 
 MESSAGE = (
@@ -14,6 +14,8 @@ MESSAGE = (
     Field("dep_delay", "Float64"),
 )
 LANDING = Source("departures", "FLIGHTS_DEPARTURES", "", "", "event_timestamp", "", "flights.departures", MESSAGE)
+FOR_EVER = 1_000 * 365 * DAY
+"""A tolerance of the future that refuses nothing: the CreateTimes of these tests are near 1970."""
 BATCH = Source("weather", "WEATHER", "", "", "event_timestamp", "created", "", ())
 
 
@@ -33,6 +35,7 @@ def latest_stream_view(function: Function | None = None) -> View:
         stream=True,
         function=function,
         aggregations=(),
+        future_tolerance=FOR_EVER,
     )
     return hashed_view(view, LANDING)
 
@@ -61,6 +64,7 @@ def window_view() -> View:
             Aggregation("last_1h", "flight", "Int64", "last", hour, "Int64"),
             Aggregation("flights_6h", "flight", "Int64", "sum", six, "Int64"),
         ),
+        future_tolerance=FOR_EVER,
     )
     return hashed_view(view, LANDING)
 

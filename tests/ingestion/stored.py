@@ -46,6 +46,7 @@ def put_messages(
             pa.array([o for _, o, _ in messages], pa.int64()),
             pa.array([o * 1_000_000 for _, o, _ in messages], pa.int64()).cast(INSTANT),
             pa.nulls(len(messages), INSTANT),
+            pa.nulls(len(messages), pa.string()),
         ],
         schema=IDENTITY,
     )

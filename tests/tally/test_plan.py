@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tally.errors import DefinitionError, NotReadyError, UnknownServiceError
 from tally.plan import (
     PLAN_FORMAT,
+    Encoding,
     Field,
     Function,
     FunctionUse,
@@ -214,6 +215,7 @@ def test_a_views_bytes_follow_its_hash() -> None:
 VIEW_CHANGES: dict[str, Any] = {
     "name": "another", "kind": "latest", "source": "another", "keys": WINDOWS.keys[::-1], "fields": FIELDS, "columns": FIELDS,
     "timestamp": "x", "created": "x", "ttl": 1, "stream": False, "aggregations": WINDOWS.aggregations[:1],
+    "future_tolerance": 1,
 }  # fmt: skip
 AGGREGATION_CHANGES: dict[str, Any] = {
     "feature": "another", "column": "another", "dtype": "Float32", "function": "mean", "window": Window(3_600, 60),
@@ -226,11 +228,12 @@ def test_every_field_of_a_view_is_looked_at() -> None:
     assert {f.name for f in dataclasses.fields(View)} == {*VIEW_CHANGES, "function", "online", "hash"}
     assert {f.name for f in dataclasses.fields(Aggregation)} == set(AGGREGATION_CHANGES)
     assert {f.name for f in dataclasses.fields(Source)} == {
-        "name", "table", "database", "schema", "timestamp", "created", "topic", "message"
+        "name", "table", "database", "schema", "timestamp", "created", "topic", "message", "encoding"
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(Service)} == {*SERVICE_CHANGES, "hash"}
     assert {f.name for f in dataclasses.fields(RequestFunction)} == set(FUNCTION_CHANGES)
     assert {f.name for f in dataclasses.fields(Field)} == {"name", "dtype"}
+    assert {f.name for f in dataclasses.fields(Encoding)} == {"format", "schema"}
     assert {f.name for f in dataclasses.fields(Window)} == {"length", "hop"}
     assert {f.name for f in dataclasses.fields(ViewUse)} == {"view", "name", "keys", "features"}
 
@@ -252,7 +255,13 @@ def test_whatever_decides_a_value_changes_the_views_hash(change: dict[str, Any])
 
 @pytest.mark.parametrize(
     "change",
-    [{"topic": "another"}, {"message": SOURCE.message[:1]}, {"message": (Field("at", "Int64"), SOURCE.message[1])}],
+    [
+        {"topic": "another"},
+        {"message": SOURCE.message[:1]},
+        {"message": (Field("at", "Int64"), SOURCE.message[1])},
+        {"encoding": Encoding("avro", "{}")},
+        {"encoding": Encoding("json", "{}")},
+    ],
 )
 def test_what_a_message_is_changes_the_views_hash(change: dict[str, Any]) -> None:
     """The topic and the message's schema decide what a row is."""

@@ -155,6 +155,7 @@ def land_departures(offline_uri: str, events: Sequence[Event]) -> int:
     """Append messages, each with its partition (a), offset (b) and CreateTime (arrival); the version that this made."""
     arrival = [e.arrival for e in events]
     identity = [["departures"] * len(events), [e.a for e in events], [e.b for e in events], arrival, arrival]
+    identity.append([None] * len(events))
     table = _typed(MESSAGE, events)
     for field, values in reversed(list(zip(IDENTITY, identity, strict=True))):
         table = table.add_column(0, field, pa.array(values).cast(field.type))
