@@ -429,6 +429,14 @@ def _plain_function(definitions: Definitions, name: str, udf: Any) -> functions.
 def _compile_aggregation(
     definitions: Definitions, name: str, aggregation: FeastAggregation, dtypes: dict[str, Dtype]
 ) -> Aggregation:
+    if aggregation.function == "count_distinct":
+        raise _refused(
+            definitions,
+            name,
+            f"the aggregation 'count_distinct' of {aggregation.column} is not offered: it cannot be exact in bounded space, "
+            "and Tally estimates nothing (docs/decisions/011); where the values are few, count a column of the view's "
+            "function for each",
+        )
     if aggregation.function not in FUNCTIONS:
         raise _refused(
             definitions,

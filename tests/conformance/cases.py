@@ -435,7 +435,8 @@ def _order() -> Iterator[Case]:
     tied = _case("ties", "equal instants are ordered by partition, then offset")
     for partition in (2, 0, 1):
         for copy in range(2):
-            values = {"b": bool(copy), "ts": copy, "s": f"{9 - partition}.{copy}", "y": ("AA==", "/w==")[copy]}
+            text, raw = f"{9 - partition}.{copy}", ("AA==", "/w==")[copy]
+            values: dict[str, Any] = {"b": bool(copy), "ts": copy, "s": text, "y": raw}
             tied.event(T, partition, f64=partition + copy / 4, i64=10 * partition + copy, **values)
             tied.row(T, partition, r_i64=10 * partition + copy, r_s=f"{partition}.{copy}")
     yield tied.ask(T)

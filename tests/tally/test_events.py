@@ -93,3 +93,17 @@ def test_infinities_count_where_nothing_is_summed(function: str) -> None:
     accepted, reasons = refusals(aggregated(function), columns_of([row]))
     assert accepted.tolist() == [True]
     assert reasons == {}
+
+
+@pytest.mark.parametrize(("function", "fits"), [("count", True), ("min", False), ("last", False)])
+def test_long_texts_are_refused_where_one_is_kept(function: str, fits: bool) -> None:  # noqa: FBT001
+    """A text above the longest that a tile holds is refused by views that keep texts of its column, and by no other."""
+    view = replace(
+        VIEW,
+        kind="window",
+        aggregations=(Aggregation("t", "k1", "String", function, Window(60, 5), output_dtype(function, "String")),),
+    )
+    rows = [{"at": 0, "k1": text, "k2": 1, "x": None, "n": 1} for text in ("é" * 512, "é" * 512 + "a")]
+    accepted, reasons = refusals(view, columns_of(rows))
+    assert accepted.tolist() == [True, fits]
+    assert fits or reasons == {1: "delays: k1 is longer than the 1024 bytes that a window keeps of a text"}
