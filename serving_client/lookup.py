@@ -18,7 +18,7 @@ from serving_client.status import Status
 from tally import functions, tiles
 from tally.columns import Column, canonical, nulls
 from tally.errors import DataError, UnknownServiceError
-from tally.layout import LatestRows, TileRows, entity_texts, fences_of, unpack_tiles
+from tally.layout import LatestRows, TileRows, entity_texts, fences_of, row_check, unpack_tiles
 from tally.plan import FunctionUse, Plan, View, ViewUse
 
 Positions = NDArray[np.int64]
@@ -207,9 +207,9 @@ def _distinct(parts: Sequence[Sequence[bytes]]) -> dict[bytes, int]:
 def _latest(
     use: _Use, stored: LatestRows, positions: Positions | None, as_of: Instants
 ) -> tuple[Read, dict[str, Column]]:
-    found, timestamp, a, b = stored.found, stored.timestamp, stored.a, stored.b
+    found, timestamp = stored.found, stored.timestamp
     if positions is not None:
-        found, timestamp, a, b = found[positions], timestamp[positions], a[positions], b[positions]
+        found, timestamp = found[positions], timestamp[positions]
     status = np.zeros(len(as_of), np.uint8)
     if use.view.ttl:
         status[as_of - timestamp > use.view.ttl] = Status.EXPIRED
@@ -220,7 +220,7 @@ def _latest(
     for feature in use.wanted:
         values = stored.columns[feature] if positions is None else stored.columns[feature].take(positions)
         columns[feature] = values if visible.all() else canonical(values.dtype, values.values, values.valid & visible)
-    return Read(use.definition.name, status, found, timestamp, _Versions(found, timestamp, a, b)), columns
+    return Read(use.definition.name, status, found, timestamp, _Versions(stored, positions)), columns
 
 
 def _windows(
@@ -250,18 +250,19 @@ def _spread(rows: Positions, count: int, positions: Positions) -> tuple[Position
 class _Versions(Sequence[Any]):
     """Evidence of latest rows, made when asked for."""
 
-    found: NDArray[np.bool_]
-    timestamp: NDArray[np.int64]
-    a: NDArray[np.int64]
-    b: NDArray[np.int64]
+    stored: LatestRows
+    positions: Positions | None
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.stored.found if self.positions is None else self.positions)
 
     def __getitem__(self, row: Any) -> Any:
-        if not self.found[row]:
+        stored, entity = self.stored, row if self.positions is None else self.positions[row]
+        value = stored.values[entity]
+        if value is None:
             return None
-        return {"version": [int(self.timestamp[row]), int(self.a[row]), int(self.b[row])]}
+        version = [int(stored.timestamp[entity]), int(stored.a[entity]), int(stored.b[entity])]
+        return {"version": [*version, row_check(value)]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from serving_client.status import Status
 from tally import functions
 from tally.columns import Column, nulls
 from tally.dtypes import STORAGE, Dtype
-from tally.layout import escaped, fences_of
+from tally.layout import escaped, fences_of, row_check
 from tally.plan import Field, Plan, RequestFunction, Service, View, ViewUse
 from tally.single import RowReader, WindowReader
 from tally.time import from_datetime, to_datetime
@@ -338,4 +338,4 @@ class OneRow(FeatureRows):
 def _evidence(use: _Use, version: tuple[int, int, int] | None, value: bytes | None) -> dict[str, Any] | None:
     if version is None or value is None:
         return None
-    return {"version": list(version)} if use.window is None else {"fences": fences_of(value)}
+    return {"version": [*version, row_check(value)]} if use.window is None else {"fences": fences_of(value)}

@@ -105,8 +105,8 @@ class FeatureRows:
     def evidence(self) -> list[dict[str, dict[str, Any] | None]]:
         """For each row, what was read from each view by name: enough to replay the answer offline.
 
-        ``{"fences": {partition: last offset}}`` for windows, ``{"version": [event_timestamp, a, b]}`` for a latest row
-        (see `tally.layout`), None where nothing is stored.
+        ``{"fences": {partition: last offset}}`` for windows, ``{"version": [event_timestamp, a, b, check]}`` for a
+        latest row (see `tally.layout`), None where nothing is stored.
         """
         names = [read.name for read in self._reads]
         pieces = [read.evidence for read in self._reads]

@@ -15,6 +15,7 @@ Tiles   ``u8 2, 8 bytes view hash, i64 newest event_timestamp, u16 n``, then n f
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,11 +195,11 @@ class RowLayout:
             raise StoredBytesError(f"{keys[rows[wrong]]!r} holds {lengths[wrong]} bytes where {ends[wrong]} were expected; delete the key and materialize the view again.")  # fmt: skip
         if found is None:
             stamps = [fixed[name].astype(np.int64) for name in ("timestamp", "a", "b")]
-            return LatestRows(np.ones(len(values), np.bool_), stamps[0], stamps[1], stamps[2], columns)
+            return LatestRows(np.ones(len(values), np.bool_), stamps[0], stamps[1], stamps[2], columns, values)
         stamps = [np.zeros(len(values), np.int64) for _ in range(3)]
         for stamp, name in zip(stamps, ("timestamp", "a", "b"), strict=True):
             stamp[found] = fixed[name]
-        return LatestRows(found, stamps[0], stamps[1], stamps[2], columns)
+        return LatestRows(found, stamps[0], stamps[1], stamps[2], columns, values)
 
     def _validity(self, fixed: NDArray[np.void]) -> NDArray[np.bool_]:
         """Which fields of which rows are there, shape (rows, fields)."""
@@ -285,13 +286,14 @@ def _slices(
 
 @dataclass(frozen=True, slots=True)
 class LatestRows:
-    """Decoded latest rows: `found`, `timestamp`, `a`, `b` of shape (n,), and the fields."""
+    """Decoded latest rows: `found`, `timestamp`, `a`, `b` of shape (n,), the fields, and the bytes that they came from."""
 
     found: NDArray[np.bool_]
     timestamp: NDArray[np.int64]
     a: NDArray[np.int64]
     b: NDArray[np.int64]
     columns: dict[str, Column]
+    values: Sequence[bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +310,11 @@ class TileRows:
     def fences(self) -> list[dict[int, int]]:
         """Partition -> last offset applied, for each row; empty where nothing is stored."""
         return [{} if value is None else fences_of(value) for value in self.values]
+
+
+def row_check(value: bytes) -> int:
+    """32 bits that tell a stored latest row from others of the same event timestamp, a and b, as evidence of what was read."""
+    return zlib.crc32(value)
 
 
 def pack_tiles(tag: bytes, newest: int, fences: Mapping[int, int], records: bytes) -> bytes:

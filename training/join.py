@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from tally.plan import View
 from training.keys import key_codes, partition_of
 from training.point_in_time import latest_rows, window_features
 from training.timeline import Instants, Positions, Timeline, timeline
-from training.visibility import ByArrival, ByFences, ByVersion, Visibility
+from training.visibility import ByArrival, ByFences, ByVersion, LatestVisibility, WindowVisibility
 
 Mode = Literal["event_time", "as_served"]
 MODES: Final = ("event_time", "as_served")
@@ -24,7 +24,7 @@ class Ask:
     """Labels of one use of a view: `keys` (columns in the order of the view's keys), `as_of` (µs), `features` wanted.
 
     `evidence` has for each label what it was served from: ``{"fences": {partition: offset}}`` for windows,
-    ``{"version": (timestamp, a, b)}`` for latest rows, None for nothing. None as a whole: go by `mode` alone.
+    ``{"version": (timestamp, a, b, check)}`` for latest rows, None for nothing. None as a whole: go by `mode` alone.
     """
 
     # A plain class: Dask walks through the fields of dataclasses, element by element.
@@ -65,24 +65,33 @@ def join(view: View, rows: Rows, asks: Sequence[Ask]) -> list[dict[str, Column]]
     )  # fmt: skip
     answers = []
     for ask, own in zip(asks, codes.labels, strict=True):
-        visibility = _visibility(view, rows, line, ask)
         if view.kind == "window":
             wanted = [a for a in view.aggregations if a.feature in ask.features]
-            answers.append(window_features(line, rows.columns, wanted, own, ask.as_of, visibility))
+            seen = _window_visibility(rows, line, ask)
+            answers.append(window_features(line, rows.columns, wanted, own, ask.as_of, seen))
         else:
+            visibility = _latest_visibility(rows, line, ask, packed)
             positions, found = latest_rows(line, own, ask.as_of, view.ttl, visibility)
             answers.append({name: rows.columns[name].take(positions, found) for name in ask.features})
     return answers
 
 
-def _visibility(view: View, rows: Rows, line: Timeline, ask: Ask) -> Visibility | None:
+def _window_visibility(rows: Rows, line: Timeline, ask: Ask) -> WindowVisibility | None:
     if ask.mode == "event_time":
         return None
     if ask.evidence is None:
         return ByArrival(line, rows.arrival, ask.as_of)
-    if view.kind == "window":
-        return ByFences(line, rows.a, rows.b, [seen["fences"] if seen else {} for seen in ask.evidence])
-    return ByVersion(line, rows.a, rows.b, [seen["version"] if seen else None for seen in ask.evidence])
+    return ByFences(line, rows.a, rows.b, [seen["fences"] if seen else {} for seen in ask.evidence])
+
+
+def _latest_visibility(
+    rows: Rows, line: Timeline, ask: Ask, packed: Callable[[Positions], list[bytes]]
+) -> LatestVisibility | None:
+    if ask.mode == "event_time":
+        return None
+    if ask.evidence is None:
+        return ByArrival(line, rows.arrival, ask.as_of)
+    return ByVersion(line, rows.a, rows.b, [seen["version"] if seen else None for seen in ask.evidence], packed)
 
 
 def split_rows(view: View, rows: Rows, parts: int) -> list[Rows]:

@@ -7,9 +7,9 @@ rows, however many rows an entity has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,13 @@ from tally.columns import Column
 from tally.dtypes import VARIABLE_WIDTH, Dtype
 from tally.exact import Limbs
 from tally.tiles import Aggregation
+from training.dominance import Seen, running_extremes, seen_rows
 from training.timeline import Instants, Positions, Timeline, first_beyond
-from training.visibility import Mask, Visibility
-
-EXPANDED_ROWS: Final = 1 << 22
-"""How many (label, row) pairs are looked at one by one at a time."""
+from training.visibility import LatestVisibility, Mask, WindowVisibility
 
 
 def latest_rows(
-    timeline: Timeline, codes: Positions, as_of: Instants, ttl: int, visibility: Visibility | None = None
+    timeline: Timeline, codes: Positions, as_of: Instants, ttl: int, visibility: LatestVisibility | None = None
 ) -> tuple[Positions, Mask]:
     """(position of each label's latest row in the rows of the timeline, whether there is one that has not expired).
 
@@ -35,13 +33,8 @@ def latest_rows(
     (µs; 0: never). Positions are 0 where there is none.
     """
     starts, stops = timeline.span(codes)
-    place = first_beyond(timeline.timestamp, starts, stops, as_of) - 1
-    if visibility is not None:
-        open_ = np.flatnonzero(place >= starts)
-        while len(open_):
-            open_ = open_[~visibility.sees(open_, place[open_])]
-            place[open_] -= 1
-            open_ = open_[place[open_] >= starts[open_]]
+    ends = first_beyond(timeline.timestamp, starts, stops, as_of)
+    place = ends - 1 if visibility is None else visibility.latest(starts, ends)
     found = (codes >= 0) & (place >= starts)
     safe = np.where(found, place, 0)
     if ttl and len(timeline.timestamp):
@@ -57,7 +50,7 @@ def window_features(
     aggregations: Sequence[Aggregation],
     codes: Positions,
     as_of: Instants,
-    visibility: Visibility | None = None,
+    visibility: WindowVisibility | None = None,
 ) -> dict[str, Column]:
     """Every aggregation's value as of each label, by feature name; shape (labels,).
 
@@ -71,7 +64,7 @@ def window_features(
         begins = first_beyond(timeline.timestamp, starts, ends, window.lower(as_of) - 1)
         certain = ends
         if visibility is not None:
-            certain = visibility.certain_until(np.arange(len(codes)), begins, ends)
+            certain = visibility.certain_until(begins, ends)
         ranges[window] = (begins, certain, ends)
     values: dict[str, Column] = {}
     for name in dict.fromkeys(a.column for a in aggregations):
@@ -145,36 +138,47 @@ class _ColumnRows:
         return state
 
     def add_visible(
-        self, state: State, begins: Positions, ends: Positions, cells: Sequence[Cell], visibility: Visibility
+        self,
+        state: State,
+        begins: Positions,
+        ends: Positions,
+        cells: Sequence[Cell],
+        visibility: WindowVisibility,
     ) -> None:
         """Add to the states what each label sees in the places ``begins..ends``, all of them behind what they hold."""
         low, high = self.before[begins], self.before[ends]
-        for labels in _chunks(high - low):
-            owners, rows = _expand(labels, low, high)
-            seen = visibility.sees(owners, self.places[rows])
-            owners, rows = owners[seen], rows[seen]
-            if len(rows):
-                self._add(state, owners, rows, cells)
+        empty = state.count == 0
+        first, last = np.full(len(low), len(self.places)), np.full(len(low), -1)
+        for part in visibility.limited():
+            among = None if part.among is None else part.among[self.places]
+            for seen in seen_rows(part.keys[self.places], low, high, part.limits, among):
+                self._add(state, seen, cells)
+                if "first" in cells:
+                    earliest = running_extremes(seen.rows, seen.size, np.minimum)
+                    for asked in seen.parts:
+                        first[asked.queries] = np.minimum(first[asked.queries], earliest[asked.stops - 1])
+                if "last" in cells:
+                    latest = running_extremes(seen.rows, seen.size, np.maximum)
+                    for asked in seen.parts:
+                        last[asked.queries] = np.maximum(last[asked.queries], latest[asked.stops - 1])
+        if "first" in cells:
+            fresh = empty & (first < len(self.places))
+            state.rank["first"][fresh] = self.rank[first[fresh]]
+        if "last" in cells:
+            state.rank["last"][last >= 0] = self.rank[last[last >= 0]]
 
-    def _add(self, state: State, owners: Positions, rows: Positions, cells: Sequence[Cell]) -> None:
-        firsts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
-        lasts = np.append(firsts[1:], len(owners)) - 1
-        own = owners[firsts]
-        fresh = state.count[own] == 0
-        state.count[own] += lasts - firsts + 1
-        for cell in cells:
-            if cell in ("sum", "squares"):
-                state.limbs[cell][own] += np.add.reduceat(self.limbs[cell][rows], firsts, axis=0)
-                continue
-            held = state.rank[cell][own]
-            if cell in ("min", "max"):
-                pick = np.minimum if cell == "min" else np.maximum
-                added = pick.reduceat(self.rank[rows], firsts)
-                state.rank[cell][own] = np.where(fresh, added, pick(held, added))
-            elif cell == "first":
-                state.rank[cell][own] = np.where(fresh, self.rank[rows[firsts]], held)
-            else:
-                state.rank[cell][own] = self.rank[rows[lasts]]
+    def _add(self, state: State, seen: Seen, cells: Sequence[Cell]) -> None:
+        sums = {cell: _running(self.limbs[cell][seen.rows]) for cell in cells if cell in ("sum", "squares")}
+        picks = {cell: np.minimum if cell == "min" else np.maximum for cell in cells if cell in ("min", "max")}
+        best = {cell: running_extremes(self.rank[seen.rows], seen.size, pick) for cell, pick in picks.items()}
+        for asked in seen.parts:
+            own = asked.queries
+            for cell, running in sums.items():
+                state.limbs[cell][own] += np.stack([one[asked.stops] - one[asked.starts] for one in running], axis=1)
+            for extreme, pick in picks.items():
+                added, held = best[extreme][asked.stops - 1], state.rank[extreme][own]
+                state.rank[extreme][own] = np.where(state.count[own] == 0, added, pick(added, held))
+            state.count[own] += asked.stops - asked.starts
 
 
 def _running(limbs: Limbs) -> NDArray[np.int64]:
@@ -201,22 +205,3 @@ def _extremes(rank: Ranks, low: Positions, high: Positions, pick: Any) -> Ranks:
         if level + 2 < len(bounds):
             spans = pick(spans[: -(1 << level)], spans[1 << level :])
     return out
-
-
-def _chunks(sizes: NDArray[np.int64]) -> Iterator[Positions]:
-    """Labels with rows, in groups of at most `EXPANDED_ROWS` rows (or of one label)."""
-    labels = np.flatnonzero(sizes > 0)
-    total = np.cumsum(sizes[labels])
-    start = 0
-    while start < len(labels):
-        done = int(total[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(total, done + EXPANDED_ROWS, side="right")))
-        yield labels[start:stop]
-        start = stop
-
-
-def _expand(labels: Positions, low: Positions, high: Positions) -> tuple[Positions, Positions]:
-    """(label, row) of every row in the ranges of `labels`."""
-    sizes = high[labels] - low[labels]
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(labels, sizes), np.arange(int(sizes.sum())) + np.repeat(low[labels] - before, sizes)

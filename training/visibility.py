@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tally.layout import row_check
+from training.dominance import last_within
 from training.timeline import Instants, Positions, Timeline, first_beyond
 
 Mask = NDArray[np.bool_]
 
 
-class Visibility(Protocol):
-    """Which rows each label may see. Labels and places are positions, arrays of one shape."""
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """The rows `among` all (by place; None: all of them), of which a label sees those whose key is at most its limit."""
 
-    def sees(self, labels: Positions, places: Positions) -> Mask:
-        """Whether each label sees the row at its place."""
+    keys: Positions
+    limits: Positions
+    among: Mask | None
 
-    def certain_until(self, labels: Positions, starts: Positions, stops: Positions) -> Positions:
+
+class LatestVisibility(Protocol):
+    """Which row is the latest that each label sees."""
+
+    def latest(self, starts: Positions, stops: Positions) -> Positions:
+        """For each label the last place in ``starts..stops`` that it sees, else ``starts - 1``."""
+
+
+class WindowVisibility(Protocol):
+    """Which rows of a window each label sees."""
+
+    def certain_until(self, starts: Positions, stops: Positions) -> Positions:
         """A place in ``starts..stops`` before which each label sees every row (any such place will do)."""
+
+    def limited(self) -> Iterator[Limited]:
+        """Parts that hold each row once, and what each label sees of them."""
 
 
 class ByArrival:
@@ -28,17 +48,25 @@ class ByArrival:
 
     def __init__(self, timeline: Timeline, arrival: Instants, as_of: Instants) -> None:
         """`arrival` (µs) is in the order of the rows that the timeline was made of; `as_of` has one entry per label."""
+        self._timeline = timeline
         self._arrival = arrival[timeline.order]
-        self._highest = _highest_so_far(timeline, self._arrival)
         self._as_of = as_of
 
-    def sees(self, labels: Positions, places: Positions) -> Mask:
-        """See `Visibility`."""
-        return np.asarray(self._arrival[places] <= self._as_of[labels])
+    def latest(self, starts: Positions, stops: Positions) -> Positions:
+        """See `LatestVisibility`."""
+        return last_within(self._arrival, starts, stops, self._as_of)
 
-    def certain_until(self, labels: Positions, starts: Positions, stops: Positions) -> Positions:
-        """See `Visibility`."""
-        return first_beyond(self._highest, starts, stops, self._as_of[labels])
+    def certain_until(self, starts: Positions, stops: Positions) -> Positions:
+        """See `WindowVisibility`."""
+        return first_beyond(self._highest, starts, stops, self._as_of)
+
+    def limited(self) -> Iterator[Limited]:
+        """See `WindowVisibility`."""
+        yield Limited(self._arrival, self._as_of, None)
+
+    @cached_property
+    def _highest(self) -> Positions:
+        return _highest_so_far(self._timeline, self._arrival)
 
 
 class ByFences:
@@ -48,49 +76,81 @@ class ByFences:
         self, timeline: Timeline, partition: Positions, offset: Positions, fences: Sequence[dict[int, int]]
     ) -> None:
         """`partition` and `offset` are in the order of the timeline's rows; `fences` has one entry per label."""
-        present, column = np.unique(partition, return_inverse=True)
-        self._column = column[timeline.order]
+        self._timeline = timeline
         self._offset = offset[timeline.order]
-        known = present.tolist()
-        self._fences = np.array([[fence.get(p, -1) for p in known] for fence in fences], np.int64)
-        self._fences = self._fences.reshape(len(fences), len(known))
-        self._highest = [
-            _highest_so_far(timeline, np.where(self._column == one, self._offset, -1)) for one in range(len(known))
-        ]
+        present, column = np.unique(partition, return_inverse=True)
+        self._among = [column[timeline.order] == one for one in range(len(present))]
+        self._fences = [np.array([fence.get(p, -1) for fence in fences], np.int64) for p in present.tolist()]
 
-    def sees(self, labels: Positions, places: Positions) -> Mask:
-        """See `Visibility`."""
-        return np.asarray(self._offset[places] <= self._fences[labels, self._column[places]])
-
-    def certain_until(self, labels: Positions, starts: Positions, stops: Positions) -> Positions:
-        """See `Visibility`."""
-        for column, highest in enumerate(self._highest):
-            stops = first_beyond(highest, starts, stops, self._fences[labels, column])
+    def certain_until(self, starts: Positions, stops: Positions) -> Positions:
+        """See `WindowVisibility`."""
+        for highest, fences in zip(self._highest, self._fences, strict=True):
+            stops = first_beyond(highest, starts, stops, fences)
         return stops
+
+    def limited(self) -> Iterator[Limited]:
+        """See `WindowVisibility`."""
+        for among, fences in zip(self._among, self._fences, strict=True):
+            yield Limited(self._offset, fences, among)
+
+    @cached_property
+    def _highest(self) -> list[Positions]:
+        return [_highest_so_far(self._timeline, np.where(among, self._offset, -1)) for among in self._among]
 
 
 class ByVersion:
-    """Rows up to the one that was served: ``(timestamp, a, b)`` at or before the label's; nothing where it saw none."""
+    """Rows up to the one that was served; nothing where it saw none.
+
+    A version is ``(timestamp, a, b, check)``. Of rows that tie in the first three the one that was served is known by its
+    bytes (`tally.layout.row_check`); versions without a check, and those whose row is gone, see all rows of the tie.
+    """
 
     def __init__(
-        self, timeline: Timeline, a: Positions, b: Positions, versions: Sequence[tuple[int, int, int] | None]
+        self,
+        timeline: Timeline,
+        a: Positions,
+        b: Positions,
+        versions: Sequence[Sequence[int] | None],
+        packed: Callable[[Positions], list[bytes]],
     ) -> None:
-        """`a` and `b` are in the order of the timeline's rows; `versions` has one entry per label."""
-        self._timestamp, self._a, self._b = timeline.timestamp, a[timeline.order], b[timeline.order]
+        """`a`, `b` and what `packed` gives are of the timeline's rows, in their order; `versions` has one entry per label."""
+        self._timeline = timeline
+        self._a, self._b, self._packed = a[timeline.order], b[timeline.order], packed
         self._some = np.array([version is not None for version in versions], np.bool_)
-        self._version = np.array([version or (0, 0, 0) for version in versions], np.int64).reshape(len(versions), 3)
+        padded = [(*version[:3], version[3] if len(version) > 3 else -1) if version else (0, 0, 0, -1) for version in versions]  # fmt: skip
+        self._version = np.array(padded, np.int64).reshape(len(versions), 4)
 
-    def sees(self, labels: Positions, places: Positions) -> Mask:
-        """See `Visibility`."""
-        timestamp, a, b = self._version[labels].T
-        at, first, second = self._timestamp[places], self._a[places], self._b[places]
-        behind = (first < a) | ((first == a) & (second <= b))
-        return np.asarray(self._some[labels] & ((at < timestamp) | ((at == timestamp) & behind)))
+    def latest(self, starts: Positions, stops: Positions) -> Positions:
+        """See `LatestVisibility`."""
+        stops = np.where(self._some, stops, starts)
+        ends = self._first_behind(starts, stops, 1)
+        latest = ends - 1
+        begins = self._first_behind(starts, ends, 0)
+        tied = np.flatnonzero((ends - begins > 1) & (self._version[:, 3] >= 0))
+        for begin in np.unique(begins[tied]).tolist():
+            labels = tied[begins[tied] == begin]
+            places = np.arange(begin, ends[labels].max())
+            checks = [row_check(value) for value in self._packed(self._timeline.order[places])]
+            same = self._version[labels, 3][:, None] == np.array(checks)
+            last = len(places) - 1 - np.argmax(same[:, ::-1], axis=1)
+            latest[labels] = np.where(same.any(axis=1), places[last], latest[labels])
+        return latest
 
-    def certain_until(self, labels: Positions, starts: Positions, stops: Positions) -> Positions:
-        """See `Visibility`."""
-        before = first_beyond(self._timestamp, starts, stops, self._version[labels, 0] - 1)
-        return np.where(self._some[labels], before, starts)
+    def _first_behind(self, starts: Positions, stops: Positions, ties: int) -> Positions:
+        """The first place in ``starts..stops`` that is not before each label's version (`ties` 1: nor at it)."""
+        timestamp, a, b, _ = self._version.T
+        low, high = starts, stops
+        for _ in range(int((stops - starts).max(initial=0)).bit_length()):
+            middle = (low + high) >> 1
+            open_ = low < high
+            at = np.where(open_, middle, 0)
+            when, first, second = self._timeline.timestamp[at], self._a[at], self._b[at]
+            before = (when < timestamp) | (
+                (when == timestamp) & ((first < a) | ((first == a) & (second < b + ties)))
+            )  # fmt: skip
+            low = np.where(open_ & before, middle + 1, low)
+            high = np.where(open_ & ~before, middle, high)
+        return low
 
 
 def _highest_so_far(timeline: Timeline, values: Positions) -> Positions:

@@ -14,6 +14,7 @@ from redis import Redis
 from serving_client import FeatureClient, FeatureRows, Status
 from serving_client.lookup import Lookup
 from tally.errors import DataError
+from tally.layout import row_check
 from tally.time import DAY, instant, to_datetime
 from tests.serving_client import world
 from tests.serving_client.world import DELAYS, PAIRS, PLANES, SECOND, TTL
@@ -41,6 +42,13 @@ def both(client: FeatureClient, as_of: Any, asked: dict[str, Any] = ASKED) -> li
     return [client.get([asked], as_of), client.get([asked, {**asked, "place": "EWR"}], as_of)]
 
 
+def check(redis: Redis, place: str) -> int:
+    """What tells the stored row of an aircraft from others of its time."""
+    value = redis.get(world.key_of(PLANES, {"place": place}))
+    assert isinstance(value, bytes)
+    return row_check(value)
+
+
 @pytest.mark.parametrize(
     ("as_of", "status"), [(-1, Status.AHEAD), (0, Status.PRESENT), (TTL, Status.PRESENT), (TTL + 1, Status.EXPIRED)]
 )
@@ -51,7 +59,7 @@ def test_time_to_live_at_its_edges(redis: Redis, client: FeatureClient, as_of: i
         assert rows.status["v_Int64"][0] == status
         assert rows.to_dict()["v_Int64"][0] == (2**60 + 1 if status == Status.PRESENT else None)
         assert rows.ahead[0] == (status == Status.AHEAD)
-        assert rows.evidence[0]["planes"] == {"version": [0, 5, 0]}
+        assert rows.evidence[0]["planes"] == {"version": [0, 5, 0, check(redis, "JFK")]}
 
 
 def test_time_to_live_zero_never_expires(redis: Redis, client: FeatureClient) -> None:
@@ -100,8 +108,8 @@ def test_evidence(redis: Redis, client: FeatureClient) -> None:
     )
     for rows in both(client, 10):
         assert rows.evidence[0] == {
-            "planes": {"version": [0, 5, 0]},
-            "there": {"version": [9, 5, 0]},
+            "planes": {"version": [0, 5, 0, check(redis, "JFK")]},
+            "there": {"version": [9, 5, 0, check(redis, "LGA")]},
             "pairs": None,
             "delays": {"fences": {0: 8, 3: 2**40}},
             "delays_there": None,

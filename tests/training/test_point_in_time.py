@@ -17,13 +17,13 @@ from ingestion.offline import Rows
 from tally.aggregates import output_dtype
 from tally.columns import Column, column
 from tally.dtypes import DTYPES, Dtype
+from tally.layout import row_check
 from tally.plan import Field, Source, View, hashed_view
 from tally.tiles import Aggregation
 from tally.time import DAY, HOUR, MINUTE, SECOND
 from tally.windows import Window
 from tests import oracle
 from tests.oracle import Event
-from training import point_in_time
 from training.join import Ask, join, split_labels, split_rows
 
 SOURCE = Source("events", "EVENTS", "", "", "at", "", "events", ())
@@ -276,16 +276,6 @@ def test_order_and_parts_do_not_matter(mode: str, case: tuple[list[Event], list[
         assert same_bits(whole, joined)
 
 
-@given(case=_cases())
-def test_small_chunks_give_the_same_bits(case: tuple[list[Event], list[Label]]) -> None:
-    """How many rows are looked at one by one at a time decides nothing."""
-    events, labels = case
-    whole = join(WINDOWED, rows_of(WINDOWED, events), [ask(WINDOWED, labels, "as_served")])[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(point_in_time, "EXPANDED_ROWS", 2)
-        assert same_bits(whole, join(WINDOWED, rows_of(WINDOWED, events), [ask(WINDOWED, labels, "as_served")])[0])
-
-
 def _event(at: int, value: float | None, *, offset: int, arrival: int | None = None, partition: int = 0) -> Event:
     row = {**dict.fromkeys(VALUES), "v_Float64": value, "place": "a", "number": 1}
     return Event(at, partition, offset, at if arrival is None else arrival, row)
@@ -341,6 +331,25 @@ def test_full_ties_fall_to_the_greater_bytes() -> None:
     for _ in range(5):
         random.shuffle(tied)
         assert _value(LATEST, "v_Float64", tied, 5, "event_time") == winner
+
+
+def test_a_served_row_of_a_full_tie_is_known_by_its_bytes() -> None:
+    """Of rows that tie in all but their bytes the one that was served is replayed, whichever arrived later."""
+    tied = [dataclasses.replace(_event(5, value, offset=0), b=0) for value in (1.0, -2.0, None, 3.0)]
+    rows = rows_of(LATEST, tied)
+    fields = {f.name: rows.columns[f.name] for f in LATEST.fields}
+    checks = [row_check(value) for value in LATEST.row_layout.pack(rows.timestamp, rows.a, rows.b, fields)]
+    assert len(set(checks)) == len(tied)
+    winner = _value(LATEST, "v_Float64", tied, 5, "event_time")
+    for event, check in zip(tied, checks, strict=True):
+        served = [{"version": (5, 0, 0, check)}]
+        assert _value(LATEST, "v_Float64", tied, 5, "as_served", served) == event.values["v_Float64"]
+        assert (
+            _value(LATEST, "v_Float64", [*tied, _event(6, 9.0, offset=0)], 7, "as_served", served)
+            == event.values["v_Float64"]
+        )
+    for other in ((5, 0, 0), (5, 0, 0, 1)):
+        assert _value(LATEST, "v_Float64", tied, 5, "as_served", [{"version": other}]) == winner
 
 
 def test_no_rows_at_all() -> None:
