@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving_client.commands import mget
+from serving_client.commands import Keys
 from serving_client.one_row import Call, OneRequest, OneRowLookup
 from serving_client.request import Rows, columns_of, require_keys
 from serving_client.rows import FeatureRows, Read
@@ -35,13 +35,13 @@ class Request:
 
     count: int
     columns: Mapping[str, Column]
-    keys: list[bytes]
+    keys: Keys
     blocks: list[slice]
     positions: list[Positions | None]
 
     def command(self, *more: bytes) -> bytes:
         """What to send to Redis for the values of `keys`, and of `more` after them."""
-        return mget([*self.keys, *more])
+        return self.keys.mget(more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,12 @@ class Lookup:
         self.service = plan.services[0]
         self._fields = (*self.service.keys, *self.service.request)
         self._views = [plan.view(name) for name in dict.fromkeys(use.view for use in self.service.views)]
-        self._prefixes = [view.prefix(plan.project) for view in self._views]
         self._calls = [self._call(use) for use in self.service.functions]
         self._uses = [self._use(position, use) for position, use in enumerate(self.service.views)]
+        self._blocks = [
+            (view.prefix(plan.project), [i for i, use in enumerate(self._uses) if use.block == block])
+            for block, view in enumerate(self._views)
+        ]
         self._one_row = OneRowLookup(plan, self._calls)
 
     def _call(self, use: FunctionUse) -> Call:
@@ -99,23 +102,22 @@ class Lookup:
         texts: dict[tuple[str, ...], list[bytes]] = {}
         for names in dict.fromkeys(use.definition.keys for use in self._uses):
             texts[names] = _texts(names, columns)
-        known: dict[tuple[tuple[str, ...], ...], dict[bytes, int]] = {}
-        keys: list[bytes] = []
+        known: dict[tuple[tuple[str, ...], ...], tuple[Sequence[bytes], list[Positions | None]]] = {}
+        keys: list[tuple[bytes, Sequence[bytes]]] = []
         blocks: list[slice] = []
         positions: list[Positions | None] = [None] * len(self._uses)
-        for block, prefix in enumerate(self._prefixes):
-            uses = [(i, texts[use.definition.keys]) for i, use in enumerate(self._uses) if use.block == block]
-            together = tuple(self._uses[i].definition.keys for i, _ in uses)
-            distinct = known.get(together)
-            if distinct is None:
-                distinct = known[together] = _distinct([part for _, part in uses])
-            start = len(keys)
-            keys += [prefix + text for text in distinct]
-            blocks.append(slice(start, len(keys)))
-            if len(uses) > 1 or len(distinct) < count:
-                for i, part in uses:
-                    positions[i] = np.fromiter((distinct[text] for text in part), np.int64, count)
-        return Request(count, columns, keys, blocks, positions)
+        start = 0
+        for prefix, uses in self._blocks:
+            together = tuple(self._uses[use].definition.keys for use in uses)
+            if together not in known:
+                known[together] = _distinct([texts[names] for names in together])
+            distinct, places = known[together]
+            keys.append((prefix, distinct))
+            blocks.append(slice(start, start + len(distinct)))
+            start += len(distinct)
+            for use, place in zip(uses, places, strict=True):
+                positions[use] = place
+        return Request(count, columns, Keys(keys), blocks, positions)
 
     def decode(
         self, request: Request | OneRequest, values: Sequence[bytes | None], as_of: Instants | int
@@ -137,8 +139,8 @@ class Lookup:
     def _decode(self, request: Request, values: Sequence[bytes | None], moments: Instants | int) -> FeatureRows:
         as_of = np.full(request.count, moments, np.int64) if isinstance(moments, int) else moments
         stored = [
-            self._stored(view, values[block], request.keys[block])
-            for view, block in zip(self._views, request.blocks, strict=True)
+            self._stored(view, values[block], keys)
+            for view, block, keys in zip(self._views, request.blocks, request.keys.blocks, strict=True)
         ]
         reads: list[Read] = []
         features: list[Mapping[str, Column]] = []
@@ -198,10 +200,12 @@ def _texts(names: Sequence[str], columns: Mapping[str, Column]) -> list[bytes]:
         raise DataError(f"Entity key {', '.join(names)}: {error.object!r} is not valid Unicode text.") from error
 
 
-def _distinct(parts: Sequence[Sequence[bytes]]) -> dict[bytes, int]:
-    """Each different text with its position, in the order of first appearance."""
-    ordered = dict.fromkeys(chain.from_iterable(parts))
-    return dict(zip(ordered, range(len(ordered)), strict=True))
+def _distinct(parts: Sequence[Sequence[bytes]]) -> tuple[Sequence[bytes], list[Positions | None]]:
+    """(each different text once, which of them each text of each part is: None where they are the part itself)."""
+    if len(parts) == 1 and len(set(parts[0])) == len(parts[0]):
+        return parts[0], [None]
+    distinct = {text: position for position, text in enumerate(dict.fromkeys(chain.from_iterable(parts)))}
+    return list(distinct), [np.fromiter(map(distinct.__getitem__, part), np.int64, len(part)) for part in parts]
 
 
 def _latest(
@@ -215,11 +219,11 @@ def _latest(
         status[as_of - timestamp > use.view.ttl] = Status.EXPIRED
     status[timestamp > as_of] = Status.AHEAD
     status[~found] = Status.MISSING
-    visible = status == Status.PRESENT
+    visible = None if b"\0" * len(status) == status.tobytes() else status == Status.PRESENT
     columns = {}
     for feature in use.wanted:
         values = stored.columns[feature] if positions is None else stored.columns[feature].take(positions)
-        columns[feature] = values if visible.all() else canonical(values.dtype, values.values, values.valid & visible)
+        columns[feature] = values if visible is None else canonical(values.dtype, values.values, values.valid & visible)
     return Read(use.definition.name, status, found, timestamp, _Versions(stored, positions)), columns
 
 

@@ -19,13 +19,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tally.columns import Column, canonical, nulls
-from tally.dtypes import STORAGE, VARIABLE_WIDTH, Dtype
+from tally.dtypes import FLOATS, STORAGE, VARIABLE_WIDTH, Dtype
 from tally.errors import DefinitionMismatchError, StoredBytesError
 from tally.tiles import TileLayout
 
@@ -91,7 +92,14 @@ def entity_texts(columns: Sequence[Column]) -> list[bytes]:
 
 def _texts(column: Column) -> list[bytes]:
     if column.dtype == "String":
-        return [escaped(text.encode()) for text in column.values.tolist()]
+        texts = column.values.tolist()
+        try:
+            joined = "\n".join(texts).encode()
+        except UnicodeEncodeError:
+            joined = b"|"  # below, the text that is wrong is named
+        if b"|" not in joined and b"\\" not in joined and joined.count(b"\n") == len(texts) - 1:
+            return joined.split(b"\n")
+        return [escaped(text.encode()) for text in texts]
     if column.dtype == "Bytes":
         return [escaped(text) for text in column.values.tolist()]
     return [b"%d" % number for number in column.values.tolist()]
@@ -174,45 +182,97 @@ class RowLayout:
                 "the value was not written by Tally or is damaged: delete the key and materialize the view again."
             )
         exact = not lengths or max(lengths) == size
-        fixed = np.frombuffer(b"".join(present if exact else [value[:size] for value in present]), self.fixed)
-        self._check(fixed, rows, keys)
+        raw = b"".join(present if exact else [value[:size] for value in present])
+        rest, runs = self._runs
+        packed = np.frombuffer(raw, rest)
+        if packed["head"].tobytes() != self._head * len(present):
+            heads = np.frombuffer(raw, self.fixed)
+            _check_heads(heads, LATEST_FORMAT, self.tag, "a latest row", "materialize", rows, keys)
+        arrays, has_nan = _arrays(packed, runs)
+        complete = packed["bits"].tobytes() == self._full * len(present)
+        plain = complete and not has_nan and found is None
+        there = np.ones(len(values), np.bool_) if found is None else found
+        valid = None if plain else self._validity(packed["bits"])
         ends = [size] * len(present)
-        bits = self._validity(fixed)
         columns: dict[str, Column] = {}
         for position, (name, dtype) in enumerate(self.fields):
-            valid = bits[:, position]
+            stored = arrays[position]
             if dtype in VARIABLE_WIDTH:
-                starts, ends = ends, [a + b for a, b in zip(ends, fixed[f"f{position}"].tolist(), strict=True)]
-                stored = _slices(present, starts, ends, valid, dtype, [keys[row] for row in rows])
+                starts, ends = ends, [a + b for a, b in zip(ends, stored.tolist(), strict=True)]
+                filled = there if valid is None else valid[position]
+                stored = _slices(present, starts, ends, filled, dtype, [keys[row] for row in rows])
+            if valid is None:
+                columns[name] = Column(dtype, stored, there)
+            elif found is None:
+                columns[name] = canonical(dtype, stored, valid[position])
             else:
-                stored = fixed[f"f{position}"].astype(STORAGE[dtype])
-            if found is None:
-                columns[name] = canonical(dtype, stored, valid)
-            else:
-                columns[name] = _scattered(dtype, stored, valid, found)
+                columns[name] = _scattered(dtype, stored, valid[position], found)
         if ends != lengths:
             wrong = next(i for i, (length, end) in enumerate(zip(lengths, ends, strict=True)) if length != end)
             raise StoredBytesError(f"{keys[rows[wrong]]!r} holds {lengths[wrong]} bytes where {ends[wrong]} were expected; delete the key and materialize the view again.")  # fmt: skip
-        if found is None:
-            stamps = [fixed[name].astype(np.int64) for name in ("timestamp", "a", "b")]
-            return LatestRows(np.ones(len(values), np.bool_), stamps[0], stamps[1], stamps[2], columns, values)
-        stamps = [np.zeros(len(values), np.int64) for _ in range(3)]
-        for stamp, name in zip(stamps, ("timestamp", "a", "b"), strict=True):
-            stamp[found] = fixed[name]
-        return LatestRows(found, stamps[0], stamps[1], stamps[2], columns, values)
+        stamps = np.array(packed["stamps"].T, np.int64, order="C")
+        if found is not None:
+            stamps, those = np.zeros((3, len(values)), np.int64), stamps
+            stamps[:, found] = those
+        return LatestRows(there, stamps[0], stamps[1], stamps[2], columns, values)
 
-    def _validity(self, fixed: NDArray[np.void]) -> NDArray[np.bool_]:
-        """Which fields of which rows are there, shape (rows, fields)."""
-        if fixed["bits"].tobytes() == self._full * len(fixed):
-            return np.ones((len(fixed), len(self.fields)), np.bool_)
-        return np.unpackbits(fixed["bits"], axis=1, count=len(self.fields), bitorder="little").view(np.bool_)
+    def _validity(self, bits: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which fields of which rows are there, shape (fields, rows)."""
+        unpacked = np.unpackbits(bits, axis=1, count=len(self.fields), bitorder="little")
+        return np.array(unpacked.T, order="C").view(np.bool_)
 
     @cached_property
     def _full(self) -> bytes:
         return ((1 << len(self.fields)) - 1).to_bytes(-(-len(self.fields) // 8), "little")
 
-    def _check(self, fixed: NDArray[np.void], rows: Sequence[int], keys: Sequence[bytes]) -> None:
-        _check_heads(fixed, LATEST_FORMAT, self.tag, "a latest row", "materialize", rows, keys)
+    @cached_property
+    def _head(self) -> bytes:
+        return bytes([LATEST_FORMAT]) + self.tag
+
+    @cached_property
+    def _runs(self) -> tuple[np.dtype[np.void], tuple[_Run, ...]]:
+        """`fixed` once more, with neighbouring fields of one width as one field of several numbers."""
+        bits = -(-len(self.fields) // 8)
+        fields: list[Any] = [("head", f"V{1 + HASH_BYTES}"), ("stamps", "<i8", (3,)), ("bits", "u1", (bits,))]
+        runs: list[_Run] = []
+        for width, some in groupby(
+            self.fields, lambda field: _LENGTH if field[1] in VARIABLE_WIDTH else _width(field[1])
+        ):
+            dtypes = tuple(dtype for _, dtype in some)
+            runs.append(_Run(f"run{len(runs)}", dtypes, [i for i, dtype in enumerate(dtypes) if dtype in FLOATS]))
+            fields.append((runs[-1].name, width, (len(dtypes),)))
+        return np.dtype(fields), tuple(runs)
+
+
+_LENGTH: Final = "<u4"
+
+
+def _width(dtype: Dtype) -> str:
+    """What a run holds fields of `dtype` as: integers of 64 bits stand for floats, too."""
+    storage = STORAGE[dtype]
+    return "<i8" if storage.itemsize == 8 else storage.str
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A field of several numbers: the dtype of each, and which of them are floats."""
+
+    name: str
+    dtypes: tuple[Dtype, ...]
+    floats: list[int]
+
+
+def _arrays(packed: NDArray[np.void], runs: Sequence[_Run]) -> tuple[list[NDArray[Any]], bool]:
+    """(a contiguous array for each field, in order; whether any float is NaN). Texts are their lengths."""
+    arrays: list[NDArray[Any]] = []
+    has_nan = False
+    for run in runs:
+        block = np.array(packed[run.name].T, order="C")
+        floats = block.view(np.float64) if run.floats and block.dtype.kind == "i" else block
+        arrays += [(floats if dtype == "Float64" else block)[position] for position, dtype in enumerate(run.dtypes)]
+        if run.floats:
+            has_nan = has_nan or b"\1" in np.isnan(floats[run.floats]).tobytes()
+    return arrays, has_nan
 
 
 def _present(values: Sequence[bytes | None]) -> tuple[list[bytes], Sequence[int], NDArray[np.bool_] | None]:

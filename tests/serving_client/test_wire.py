@@ -15,7 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as TimedOutError
 
-from serving_client.commands import mget
+from serving_client.commands import Keys, mget
 from serving_client.wire import AsyncWire, Wire
 
 
@@ -24,6 +24,22 @@ def test_the_packed_command_is_what_redis_py_sends(keys: list[bytes]) -> None:
     """MGET packed here equals redis-py's bytes, whatever the keys hold."""
     connection: Any = Redis().connection_pool.make_connection()
     assert mget(keys) == b"".join(connection.pack_command("MGET", *keys))
+
+
+@given(
+    blocks=st.lists(st.tuples(st.binary(max_size=4), st.lists(st.binary(max_size=2), max_size=5)), max_size=3),
+    more=st.lists(st.binary(max_size=3), max_size=2),
+)
+def test_keys_in_blocks_are_packed_as_single_ones_are(
+    blocks: list[tuple[bytes, list[bytes]]], more: list[bytes]
+) -> None:
+    """Texts of one length and of several, empty blocks, and keys behind them: the command is that of the whole keys."""
+    keys = Keys(blocks)
+    expected = [prefix + text for prefix, texts in blocks for text in texts]
+    assert list(keys) == expected
+    assert [keys[i] for i in range(len(keys))] == expected
+    assert [list(block) for block in keys.blocks] == [[prefix + text for text in texts] for prefix, texts in blocks]
+    assert keys.mget(more) == mget([*expected, *more])
 
 
 @pytest.fixture
