@@ -62,7 +62,8 @@ class Rows:
 
     `columns` are `View.columns`; `timestamp` (µs), `a`, `b` and `arrival` (µs) have shape (n,). (a, b) break ties:
     (partition, offset) for stream rows, (created in µs or 0, 0) for warehouse rows. `arrival` is when a row became visible
-    online: Kafka's CreateTime for stream rows, else `created`; where neither is known, the event timestamp.
+    online, as far as it is known (`unknown_arrivals`): Kafka's CreateTime for stream rows, or when it had landed in the
+    warehouse; `created` for warehouse rows; where there is neither, the event timestamp.
     `refused` counts rows that were left out, by reason; `version` is the version of the Delta table that was read.
     """
 
@@ -356,6 +357,8 @@ class Reading:
             function = None if view.function is None else load(view.function)
             wanted = {field.name for field in view.columns} | set(() if function is None else parameters(function))
             names = (PARTITION, OFFSET, CREATE_TIME, *(f.name for f in source.message if f.name in wanted))
+            if _count(table, ds.field(CREATE_TIME).is_null()):
+                names = (*names, LANDED_AT)
         else:
             _check_columns(source, view, table)
             function, names = None, tuple(field.name for field in view.columns)
@@ -377,6 +380,8 @@ class Reading:
             landed = to_column("UnixTimestamp", data.column(CREATE_TIME))
             created: Column | None = landed
             made = np.where(landed.valid, landed.values, UNKNOWN_TIME)
+            if LANDED_AT in self.columns:
+                created = _either(landed, to_column("UnixTimestamp", data.column(LANDED_AT)))
         else:
             fields = list(self.view.columns)
             made = None
@@ -396,6 +401,36 @@ class Reading:
             columns = {name: column.take(kept) for name, column in columns.items()}
             timestamp, a, b, arrival = timestamp[kept], a[kept], b[kept], arrival[kept]
         return Rows(columns, timestamp, a, b, arrival, {}, self.table.version()), refused
+
+
+def unknown_arrivals(plan: Plan, view: View, table: DeltaTable) -> dict[str, int]:
+    """How many rows of a version of the source's table do not say when they became visible, by what was taken instead."""
+    if plan.source(view.source).topic:
+        no_time = ds.field(CREATE_TIME).is_null()
+        missing = _count(table, no_time)
+        neither = _count(table, no_time & ds.field(LANDED_AT).is_null()) if missing else 0
+        found = {
+            "no CreateTime: when it had landed was taken": missing - neither,
+            "no CreateTime and no time of landing: the event time was taken": neither,
+        }
+    elif view.created:
+        missing = _count(table, ds.field(view.created).is_null())
+        found = {f"no {view.created}: the event time was taken": missing}
+    else:
+        found = {"the source names no created column: the event time was taken": _count(table, None)}
+    return {reason: count for reason, count in found.items() if count}
+
+
+def _count(table: DeltaTable, condition: Any) -> int:
+    try:
+        return int(table.to_pyarrow_dataset().count_rows(filter=condition))
+    except (DeltaError, OSError) as error:
+        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({error}).") from error
+
+
+def _either(one: Column, other: Column) -> Column:
+    """`one`, and where it is null `other`."""
+    return Column(one.dtype, np.where(one.valid, one.values, other.values), one.valid | other.valid)
 
 
 def _identity(data: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

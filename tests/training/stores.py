@@ -151,11 +151,20 @@ def land_weather(offline_uri: str, events: Sequence[Event]) -> int:
     return _append(offline_uri, WEATHER, _typed(PLAN.view("weather_now").columns, events))
 
 
-def land_departures(offline_uri: str, events: Sequence[Event]) -> int:
-    """Append messages, each with its partition (a), offset (b) and CreateTime (arrival); the version that this made."""
-    arrival = [e.arrival for e in events]
-    identity = [["departures"] * len(events), [e.a for e in events], [e.b for e in events], arrival, arrival]
-    identity.append([None] * len(events))
+def land_departures(
+    offline_uri: str,
+    events: Sequence[Event],
+    *,
+    created: Sequence[int | None] | None = None,
+    landed: Sequence[int | None] | None = None,
+) -> int:
+    """Append messages, each with its partition (a) and offset (b); the version that this made.
+
+    `created` (CreateTime) and `landed` (when the warehouse had it) are the events' arrivals where they are not given.
+    """
+    count, arrival = len(events), [e.arrival for e in events]
+    identity: list[Sequence[Any]] = [["departures"] * count, [e.a for e in events], [e.b for e in events]]
+    identity += [created or arrival, landed or arrival, [None] * count]
     table = _typed(MESSAGE, events)
     for field, values in reversed(list(zip(IDENTITY, identity, strict=True))):
         table = table.add_column(0, field, pa.array(values).cast(field.type))
