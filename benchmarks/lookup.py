@@ -28,7 +28,8 @@ from benchmarks.measure import Call, DifferentAnswersError, Report, Result, Targ
 from infra.local import embedded
 from ingestion.materialize import tile_values
 from ingestion.offline import Rows
-from ingestion.redis_store import LatestWriter, TileWriter, load_library
+from ingestion.redis_calls import load_library
+from ingestion.redis_store import LatestWriter, TileWriter
 from serving_client import FeatureClient
 from tally.columns import Column, column
 from tally.functions import describe

@@ -1,6 +1,6 @@
 """The consumer: which messages to read, in what batches, and when they count as read.
 
-Redis knows how far each definition has come (`redis_store.progress`); the consumer group's committed offsets are a copy for
+Redis knows how far each definition has come (`ingestion.progress`); the consumer group's committed offsets are a copy for
 Kafka's own tools. Reading starts at the lower of the two, and at the beginning of the topic for a definition without
 progress: what is read twice is applied once (law 5), so starting early is always safe. Both move only after the effects are
 in Redis and the dead letters are in Kafka.
@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -26,6 +26,10 @@ from ingestion.arrow import to_columns
 from ingestion.avro import WriterSchema
 from ingestion.dead_letters import DeadLetters, Letter
 from ingestion.decoding import Decoder, from_topic
+from ingestion.patience import Patience, StoppedWhileAwayError
+from ingestion.positions import begin
+from ingestion.progress import NAMELESS, advance_progress, is_empty, progress, witness, writer_name
+from ingestion.redis_calls import ReplacedError, load_library
 from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.report import Place, Progress, Summary, TopicCounts
 from ingestion.stream import Counts
@@ -39,6 +43,8 @@ from tally.time import MILLISECOND
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _Schema = tuple[tuple[Field, ...], Encoding]
 """What decides what a message says: sources of one topic that agree on it are decoded once."""
 
@@ -50,7 +56,6 @@ KAFKA_SECONDS: Final = 10.0
 SESSION_MILLISECONDS: Final = 10_000
 """How long the partitions of a worker that died lie idle. librdkafka's own value, 45 s, is long for live features, and a
 worker that is declared dead too soon does no harm: what it still writes lies behind the fences."""
-LONGEST_BACK_OFF: Final = 5.0
 CRITICAL: Final = 2
 """librdkafka's log level (syslog's numbers): what is less comes to `_on_error`, too, and from there to the log."""
 
@@ -89,10 +94,6 @@ def _only_for(messages: Sequence[Message]) -> dict[int, str]:
     return result
 
 
-class _StoppedWhileAwayError(Exception):
-    """We were asked to stop while Redis could not be reached; the batch is left for whoever comes next."""
-
-
 def run(
     plan: Plan,
     view_names: Iterable[str] | None,
@@ -100,6 +101,7 @@ def run(
     redis: Client,
     *,
     until_end: bool = False,
+    skip_expired: bool = False,
     group: str | None = None,
     stop: threading.Event | None = None,
     on_batch: Callable[[Progress], None] | None = None,
@@ -108,16 +110,17 @@ def run(
     """Apply the messages of every stream view (or of those named) to Redis until `stop` is set.
 
     With `until_end` the run ends when every message that was in the topics when it began is applied, whichever worker of
-    the group did it. `kafka_config` are librdkafka's properties. `writer_schema` asks a schema registry
-    what Avro messages were written with; None: they all have the definition's schema. Raises UnavailableError when Kafka or Redis cannot be
-    reached at the start, NotReadyError for a topic that is missing, DefinitionError for a view that is not a stream.
+    the group did it. `kafka_config` are librdkafka's properties. `writer_schema` asks a schema registry what Avro messages
+    were written with; None: they all have the definition's schema. Raises UnavailableError when Kafka or Redis cannot be
+    reached at the start, NotReadyError for a topic that is missing and for events that neither Redis nor the topic has any
+    more (`skip_expired`: goes on without them), DefinitionError for a view that is not a stream.
     """
     views = stream_views(plan, view_names)
     stop = stop or threading.Event()
     worker = _Worker(
         plan, views, dict(kafka_config), redis, group or f"tally-{plan.project}", stop, on_batch, writer_schema
     )
-    return worker.run(until_end=until_end)
+    return worker.run(until_end=until_end, skip_expired=skip_expired)
 
 
 def stream_views(plan: Plan, names: Iterable[str] | None) -> list[View]:
@@ -151,32 +154,38 @@ class _Worker:
         self._servers = str(config.get("bootstrap.servers", ""))
         self._readers: dict[str, list[_Reader]] = {}
         self._decoders: dict[_Schema, Decoder] = {}
+        self._patience = Patience(stop)
+        self._name = writer_name()
         for view in views:
             source = plan.source(view.source)
-            writer = (LatestWriter if view.kind == "latest" else TileWriter)(redis, plan.project, view, self._patience)
+            writer = (LatestWriter if view.kind == "latest" else TileWriter)(
+                redis, plan.project, view, self._patience, self._name
+            )
             reader = _Reader(view, source.topic, source, load(view.function) if view.function else None, writer)
             self._readers.setdefault(source.topic, []).append(reader)
             if (source.message, source.encoding) not in self._decoders:
                 decode = from_topic(source, writer_schema)
                 self._decoders[source.message, source.encoding] = decode
         self._next: dict[Place, int] = {}
-        self._threads = ThreadPoolExecutor(max(map(len, self._readers.values()), default=1), "tally-view")
+        self._threads = self._new_threads()
         self._failure: Exception | None = None
         self._last_error = ""
         self._warned_at: dict[int, float] = {}
         self._reading = False
-        self._back_off = 0.0
+        self._skip_expired = False
         self._committed_at = self._reported_at = 0.0
         self._dead_letters = DeadLetters(config)
         self.summary = Summary(
             {topic: TopicCounts() for topic in self._readers}, {view.name: Counts() for view in views}
         )
 
-    def run(self, *, until_end: bool) -> Summary:
+    def run(self, *, until_end: bool, skip_expired: bool) -> Summary:
         started = time.monotonic()
+        self._skip_expired = skip_expired
         if not self._readers:
             return self.summary
-        redis_store.load_library(self._redis)
+        load_library(self._redis)
+        witness(self._redis, self._plan.project, (), {}, self._name)
         session = int(self._config.get("session.timeout.ms", SESSION_MILLISECONDS))
         self._consumer = Consumer(
             {
@@ -205,7 +214,7 @@ class _Worker:
             )
             self._loop(targets if until_end else None)
             self._commit(asynchronous=False)
-        except _StoppedWhileAwayError:
+        except StoppedWhileAwayError:
             log.warning("stopped while Redis was away: the last batch was not committed and will be read again")
         finally:
             self.summary.seconds = time.monotonic() - started
@@ -214,6 +223,9 @@ class _Worker:
             self._consumer.close()
             self._threads.shutdown()
         return self.summary
+
+    def _new_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max(map(len, self._readers.values()), default=1), "tally-view")
 
     # What there is to read
 
@@ -259,7 +271,7 @@ class _Worker:
         """How far each view has come in each partition of its topic; 0 where it never began."""
         result: dict[Place, list[int]] = {}
         for topic, readers in self._readers.items():
-            of_views = [redis_store.progress(self._redis, self._plan.project, reader.view) for reader in readers]
+            of_views = [progress(self._redis, self._plan.project, reader.view) for reader in readers]
             for place in set[Place]().union(*of_views):
                 if place[0] == topic:
                     result[place] = [of_view.get(place, 0) for of_view in of_views]
@@ -269,7 +281,7 @@ class _Worker:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
-            starts = self._starts(partitions)
+            starts = self._patiently(lambda: self._starts({(p.topic, p.partition) for p in partitions}))
         except Exception as error:  # noqa: BLE001
             self._failure = error
             return
@@ -277,34 +289,87 @@ class _Worker:
         consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in starts.items()])
         log.info("reading %s", ", ".join(f"{t}[{p}] from {offset}" for (t, p), offset in sorted(starts.items())))
 
-    def _starts(self, partitions: Sequence[TopicPartition]) -> dict[Place, int]:
-        progress = self._stored_progress()
+    def _starts(self, places: Collection[Place]) -> dict[Place, int]:
+        """Where to read each place, by what Redis has; every view's progress is there at least from now on."""
+        project = self._plan.project
+        of_views = {
+            reader.view.name: progress(self._redis, project, reader.view)
+            for readers in self._readers.values()
+            for reader in readers
+        }
+        emptied = not any(of_views.values()) and is_empty(self._redis, project)
         try:
-            committed = self._consumer.committed(list(partitions), timeout=KAFKA_SECONDS)
+            partitions = [TopicPartition(*place) for place in sorted(places)]
+            committed = self._consumer.committed(partitions, timeout=KAFKA_SECONDS)
         except KafkaException as error:
             raise self._unavailable(error) from error
         starts = {}
         for partition in committed:
             place = partition.topic, partition.partition
-            low, high = self._watermarks(*place)
-            come = progress.get(place, [0])
-            if max(come) > high:
-                raise NotReadyError(
-                    f"Redis holds events of {place[0]}[{place[1]}] up to offset {max(come) - 1}, the topic ends at {high - 1}: it "
-                    "is another topic of that name, or was truncated. Change the views' definitions (any change), or remove "
-                    f"their keys and tally:{self._plan.project}:progress from Redis; then start again."
-                )
-            wanted = min(come) if partition.offset < 0 else min(*come, partition.offset)
-            if 0 < wanted < low:
-                self.summary.topics[place[0]].expired += low - wanted
+            come = {reader.view.name: of_views[reader.view.name].get(place) for reader in self._readers[place[0]]}
+            found = begin(
+                place,
+                *self._watermarks(*place),
+                partition.offset,
+                come,
+                emptied=emptied,
+                skip_expired=self._skip_expired,
+            )
+            if found.expired:
+                self.summary.topics[place[0]].expired += found.expired
+                log.warning("%s[%d]: %d messages were deleted before they were read", *place, found.expired)
+            if found.again:
                 log.warning(
-                    "%s[%d]: %d messages were deleted by the topic's retention before they were read; run tally ingest and "
-                    "tally bootstrap to bring them in",
-                    *place,
-                    low - wanted,
+                    "%s[%d]: Redis lacks %d messages that were committed; reading them again", *place, found.again
                 )
-            starts[place] = max(wanted, low)
+            starts[place] = found.offset
+        self._advance(starts, NAMELESS)
         return starts
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns, as soon as Redis answers it."""
+        while True:
+            try:
+                return ask()
+            except UnavailableError as error:
+                self._patience(error)
+
+    def _go_back(self) -> None:
+        """Go on from what Redis holds, after it was started anew or failed over: that may be less than what we wrote."""
+        log.warning("Redis was started anew or failed over: checking what it holds")
+        self._threads.shutdown()  # of other views; what they still send of this batch must not arrive after we went back
+        self._threads = self._new_threads()
+        while True:
+            self._patiently(partial(load_library, self._redis))
+            starts = self._patiently(lambda: self._starts(self._next))
+            positions = {place: min(offset, starts[place]) for place, offset in self._next.items()}
+            if self._witnessed(positions):
+                break
+        for place, offset in positions.items():
+            if offset < self._next[place]:
+                log.warning(
+                    "%s[%d]: Redis lost the effects of %d messages; reading them again",
+                    *place,
+                    self._next[place] - offset,
+                )
+            self._consumer.seek(TopicPartition(*place, offset))
+        self._next.update(positions)
+        self._patience.answered()
+
+    def _witnessed(self, positions: Mapping[Place, int]) -> bool:
+        answers = [
+            witness(
+                self._redis,
+                self._plan.project,
+                [reader.view for reader in readers],
+                of_topic,
+                self._name,
+                self._patience,
+            )
+            for topic, readers in self._readers.items()
+            if (of_topic := {place: offset for place, offset in positions.items() if place[0] == topic})
+        ]
+        return all(answers)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._commit(asynchronous=False, only={(p.topic, p.partition) for p in partitions})
@@ -351,9 +416,16 @@ class _Worker:
             rest = [] if first is None else self._consumer.consume(MAX_BATCH - 1, 0)
             if self._failure is not None:
                 raise self._failure
-            if first is not None:
-                self._batch([first, *rest])
             now = time.monotonic()
+            try:
+                if first is not None:
+                    self._batch([first, *rest])
+                held = now - self._committed_at <= COMMIT_SECONDS or self._witnessed(self._next)
+            except ReplacedError:
+                held = False
+            if not held:
+                self._go_back()
+                continue
             if now - self._committed_at > COMMIT_SECONDS:
                 self._committed_at = now
                 self._commit(asynchronous=True)
@@ -371,6 +443,8 @@ class _Worker:
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                 # Beyond the last message there may be markers of transactions, which nobody reads.
                 ends[message.topic(), message.partition()] = message.offset()
+            elif error.code() == KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
+                log.warning("Kafka gave our partitions to others while Redis was away; joining the group again")
             elif not error.retriable():
                 raise self._unavailable(KafkaException(error))
         for topic, messages in by_topic.items():
@@ -380,7 +454,7 @@ class _Worker:
         for place, offset in ends.items():
             if self._next.get(place, offset) < offset:
                 self._next[place] = offset
-                self._advance({place: offset})
+                self._advance({place: offset}, self._name)
         count = sum(len(messages) for messages in by_topic.values())
         if count and self._on_batch:
             self._on_batch(Progress(count, self.summary.consumed, dict(self._next), self._lag()))
@@ -399,15 +473,16 @@ class _Worker:
             counts.dead_lettered += len(letters)
             ends = dict(zip(partition[stretch].tolist(), offset[stretch].tolist(), strict=True))
             positions = {(topic, number): last + 1 for number, last in ends.items()}
-            self._advance(positions)
+            self._advance(positions, self._name)
             reached |= positions
         return reached
 
-    def _advance(self, positions: Mapping[Place, int]) -> None:
+    def _advance(self, positions: Mapping[Place, int], writer: bytes) -> None:
         for topic in {topic for topic, _ in positions}:
             views = [reader.view for reader in self._readers[topic]]
             of_topic = {place: offset for place, offset in positions.items() if place[0] == topic}
-            redis_store.advance_progress(self._redis, self._plan.project, views, of_topic, self._patience)
+            advance_progress(self._redis, self._plan.project, views, of_topic, self._patience, writer)
+        self._patience.answered()
 
     def _apply(
         self,
@@ -466,16 +541,8 @@ class _Worker:
                 # An older row than the stored one is applied too: the greatest row stands for all of them.
                 reader.writer.put(*stream.latest_rows(events))
                 counts.applied = len(events)
-            self._back_off = 0.0
         counts.refused.update(reason.removeprefix(f"{name}: ") for reason in reasons.values())
         return counts, reasons
-
-    def _patience(self, error: UnavailableError) -> None:
-        """Wait before Redis is tried again with the same batch."""
-        self._back_off = min(max(2 * self._back_off, 0.1), LONGEST_BACK_OFF)
-        log.warning("%s Trying again in %.1f s; nothing is committed meanwhile.", error, self._back_off)
-        if self._stop.wait(self._back_off):
-            raise _StoppedWhileAwayError from error
 
     # What was read
 

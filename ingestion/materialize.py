@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from connections import Client
 from ingestion.offline import Rows, high_watermarks, read_rows
+from ingestion.progress import advance_progress, witness, writer_name
+from ingestion.redis_calls import load_library
 from ingestion.redis_store import (
     LatestWriter,
     TileWriter,
-    advance_progress,
-    load_library,
     mark_view,
 )
 from tally.aggregates import EventOrder
@@ -64,7 +64,9 @@ def materialize_view(
         return bootstrap_view(plan, view, offline_uri, redis, progress=progress)
     rows = read_rows(plan, view, offline_uri, end=end)
     load_library(redis)
-    written = _write_latest(plan, view, rows, redis, progress, end=end)
+    name = writer_name()
+    witness(redis, plan.project, (), {}, name)
+    written = _write_latest(plan, view, rows, redis, progress, name, end=end)
     mark_view(redis, plan.project, view, {"how": "materialize", "version": rows.version, "end": end})
     return written
 
@@ -81,27 +83,29 @@ def bootstrap_view(
     source = plan.source(view.source)
     watermarks = high_watermarks(plan, source, offline_uri, rows.version)
     load_library(redis)
+    name = writer_name()
+    witness(redis, plan.project, (), {}, name)
     if view.kind == "window":
-        written = _write_tiles(plan, view, rows, watermarks, redis, progress)
+        written = _write_tiles(plan, view, rows, watermarks, redis, progress, name)
     else:
-        written = _write_latest(plan, view, rows, redis, progress, end=None)
+        written = _write_latest(plan, view, rows, redis, progress, name, end=None)
     offsets = {str(partition): offset for partition, offset in sorted(watermarks.items())}
     mark_view(redis, plan.project, view, {"how": "bootstrap", "version": rows.version, "offsets": offsets})
     if view.kind == "latest" or not written.kept:
         # Tiles that were kept are ahead in one partition and may be behind in another: the stream has to read that again.
         positions = {(source.topic, partition): offset + 1 for partition, offset in watermarks.items()}
-        advance_progress(redis, plan.project, [view], positions)
+        advance_progress(redis, plan.project, [view], positions, writer=name)
     return written
 
 
 def _write_latest(
-    plan: Plan, view: View, rows: Rows, redis: Client, progress: Progress | None, *, end: int | None
+    plan: Plan, view: View, rows: Rows, redis: Client, progress: Progress | None, name: bytes, *, end: int | None
 ) -> Written:
     codes, entities = _entities(view, rows)
     chosen = latest_positions(view, rows, codes)
     if view.ttl and end is not None:
         chosen = chosen[end - rows.timestamp[chosen] <= view.ttl]
-    writer = LatestWriter(redis, plan.project, view)
+    writer = LatestWriter(redis, plan.project, view, writer=name)
 
     def put(start: int, stop: int) -> int:
         part = chosen[start:stop]
@@ -125,11 +129,11 @@ def _packed(view: View, rows: Rows, positions: Integers) -> list[bytes]:
 
 
 def _write_tiles(
-    plan: Plan, view: View, rows: Rows, fences: Mapping[int, int], redis: Client, progress: Progress | None
+    plan: Plan, view: View, rows: Rows, fences: Mapping[int, int], redis: Client, progress: Progress | None, name: bytes
 ) -> Written:
     codes, entities = _entities(view, rows)
     newest, values = tile_values(view, rows, codes, len(entities), fences)
-    writer = TileWriter(redis, plan.project, view)
+    writer = TileWriter(redis, plan.project, view, writer=name)
     stored = _in_parts(
         len(newest),
         lambda start, stop: int(writer.load(entities[start:stop], values[start:stop]).sum()),

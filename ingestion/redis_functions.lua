@@ -7,12 +7,10 @@
 -- one is being loaded, so they are bound when a function is called.
 local read, write, sub, byte, floor
 
-local function bound(callback)
-  return function(keys, args)
-    read, write, sub, byte, floor = struct.unpack, struct.pack, string.sub, string.byte, math.floor
-    return callback(keys, args)
-  end
-end
+-- The writers to whom this very server has shown that it holds all that they know to be written (`witness`). They are kept
+-- in this library's memory and not in the data, so a server that was started again, promoted or loaded from a snapshot
+-- knows none: what such a writer sends is refused, until it has looked again. The nameless writer relies on nothing.
+local witnessed, witnesses = { [''] = true }, 0
 
 local LATEST_FORMAT, TILES_FORMAT = 1, 2
 local HALF = 4294967296
@@ -20,6 +18,15 @@ local LOWEST_HIGH = -2147483648
 
 local function fail(code, text)
   error({ err = code .. ' ' .. text })
+end
+
+-- Every function's last argument is its writer's name.
+local function bound(callback)
+  return function(keys, args)
+    read, write, sub, byte, floor = struct.unpack, struct.pack, string.sub, string.byte, math.floor
+    if not witnessed[args[#args]] then fail('TALLYWITNESS', 'this server is not known to hold what you wrote') end
+    return callback(keys, args)
+  end
 end
 
 local function less(high, low, other_high, other_low)
@@ -415,9 +422,9 @@ end
 
 -- Progress ---------------------------------------------------------------------------------------------------------------
 
--- ARGV: field, offset, field, offset, ... Raises each field of the hash to its offset, never lowers one.
+-- ARGV: field, offset, field, offset, ..., writer. Raises each field of the hash to its offset, never lowers one.
 local function advance(keys, args)
-  for i = 1, #args, 2 do
+  for i = 1, #args - 1, 2 do
     local stored = redis.call('HGET', keys[1], args[i])
     if not stored or tonumber(stored) < tonumber(args[i + 1]) then
       redis.call('HSET', keys[1], args[i], args[i + 1])
@@ -426,7 +433,24 @@ local function advance(keys, args)
   return redis.status_reply('OK')
 end
 
+-- ARGV: field, offset, field, offset, ..., writer. Whether each field of the hash has come to its offset at least. 1: it
+-- has, and this server takes the writer's word from now on. 0: it has not. -1: it has not, although the server had shown
+-- it before, so the data were changed beneath us and not by a start, a failover or a snapshot.
+local function witness(keys, args)
+  local writer = args[#args]
+  for i = 1, #args - 1, 2 do
+    local stored = redis.call('HGET', keys[1], args[i])
+    if not stored or tonumber(stored) < tonumber(args[i + 1]) then return witnessed[writer] and -1 or 0 end
+  end
+  if not witnessed[writer] then
+    if witnesses >= 4096 then witnessed, witnesses = { [''] = true }, 0 end
+    witnessed[writer], witnesses = true, witnesses + 1
+  end
+  return 1
+end
+
 redis.register_function('tally_put_latest', bound(put_latest))
 redis.register_function('tally_merge_tiles', bound(merge_tiles))
 redis.register_function('tally_load_tiles', bound(load_tiles))
-redis.register_function('tally_advance', advance)
+redis.register_function('tally_advance', bound(advance))
+redis.register_function('tally_witness', witness)

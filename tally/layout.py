@@ -67,12 +67,13 @@ def views_key(project: str) -> str:
     return f"tally:{project}:views"
 
 
-def progress_key(project: str) -> str:
+def progress_key(project: str, shard: str = "") -> str:
     """A hash: ``<view>@<view hash>:<topic>:<partition>`` -> how far that definition has come.
 
-    It is the offset after the last message whose effects on the view are all in Redis.
+    It is the offset after the last message whose effects on the view are all in Redis. A cluster has one hash for each
+    primary, named by a hash tag.
     """
-    return f"tally:{project}:progress"
+    return f"tally:{project}:progress" + (f":{{{shard}}}" if shard else "")
 
 
 def escaped(text: bytes) -> bytes:

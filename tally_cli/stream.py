@@ -25,6 +25,9 @@ def stream(
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop at the offsets that were last when the command began.")
     ] = False,
+    skip_expired: Annotated[
+        bool, typer.Option("--skip-expired", help="Go on without events that Kafka deleted before they were read.")
+    ] = False,
     repo: Repo = DEFAULT_REPO,
 ) -> None:
     """Apply events from Kafka to the windows and latest rows in Redis, each once, until stopped.
@@ -49,9 +52,17 @@ def stream(
             line.update(f"{progress.consumed:,} messages read, {progress.lag:,} to go")
 
         names = [one.name for one in chosen]
-        config = settings.kafka_worker_config()
-        registry = open_registry(settings)
-        summary = run(plan, names, config, redis, until_end=until_end, stop=stop, on_batch=show, writer_schema=registry)
+        summary = run(
+            plan,
+            names,
+            settings.kafka_worker_config(),
+            redis,
+            until_end=until_end,
+            skip_expired=skip_expired,
+            stop=stop,
+            on_batch=show,
+            writer_schema=open_registry(settings),
+        )
     report(summary)
 
 

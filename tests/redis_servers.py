@@ -250,7 +250,10 @@ class SentinelServers:
 
     def replicas(self) -> list[Server]:
         """The other servers."""
-        master = self.master()
+        return self.replicas_of(self.master())
+
+    def replicas_of(self, master: Server) -> list[Server]:
+        """The servers beside a master."""
         return [server for server in self.servers if server is not master]
 
     def flush(self) -> None:

@@ -24,6 +24,7 @@ from redis import Redis
 
 from infra.local import embedded
 from ingestion import kafka, redis_store
+from ingestion.progress import advance_progress, progress
 from ingestion.report import Progress, Summary
 from tally.errors import DefinitionError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, View, hashed_view
@@ -159,7 +160,7 @@ def test_messages_read_twice_count_once(topic: Topic) -> None:
     assert (second.views["cells"].applied, second.views["cells"].duplicate) == (100, 300)
     assert topic.stored() == topic.expected()
     assert topic.committed() == [200, 200]
-    assert redis_store.progress(topic.redis, topic.plan.project, topic.view) == {
+    assert progress(topic.redis, topic.plan.project, topic.view) == {
         (topic.name, 0): 200,
         (topic.name, 1): 200,
     }
@@ -176,9 +177,9 @@ def test_a_worker_killed_in_mid_run_leaves_nothing_lost_or_doubled(topic: Topic,
         [sys.executable, script, topic.plan.to_json(), topic.config["bootstrap.servers"], redis_url],
         cwd=root, env={"PYTHONPATH": str(root)},
     ) as worker:  # fmt: skip
-        eventually(lambda: len(redis_store.progress(topic.redis, topic.plan.project, topic.view)) > 0)
+        eventually(lambda: any(progress(topic.redis, topic.plan.project, topic.view).values()))
         worker.kill()
-    done = sum(redis_store.progress(topic.redis, topic.plan.project, topic.view).values())
+    done = sum(progress(topic.redis, topic.plan.project, topic.view).values())
     assert 0 < done < 20_000, "the worker was to be killed in mid-run"
 
     summary = topic.run()
@@ -283,22 +284,23 @@ def test_a_running_worker_stops_when_told(topic: Topic) -> None:
 
 
 def test_nothing_is_committed_while_redis_refuses(topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
-    """The batch is tried again until Redis takes it; each event counts once."""
-    caplog.set_level(logging.WARNING, "ingestion.kafka")
+    """The batch is tried again until Redis takes it; each event counts once. It is said once, and once when it is over."""
+    caplog.set_level(logging.DEBUG, "ingestion.patience")
     with running(topic) as (worker, _):
         with refusing(topic.redis):
             topic.send(10)
-            eventually(lambda: caplog.text.count("Trying again") >= 2)
+            eventually(lambda: caplog.text.count("still away") >= 2)
             assert max(topic.committed()) <= 5
         eventually(lambda: topic.stored() == topic.expected())
 
     assert worker.result().views["cells"].applied == 20
     assert topic.committed() == [10, 10]
+    assert caplog.text.count("Trying again") == caplog.text.count("Redis takes writes again") == 1
 
 
 def test_a_stop_while_redis_refuses_leaves_the_batch(topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
     """The worker ends, its offsets stay where they were, and the next run applies the batch."""
-    caplog.set_level(logging.WARNING, "ingestion.kafka")
+    caplog.set_level(logging.WARNING, "ingestion.patience")
     with ExitStack() as until_worker_ended, running(topic) as (worker, _):
         until_worker_ended.enter_context(refusing(topic.redis))
         topic.send(10)
@@ -313,9 +315,7 @@ def test_a_stop_while_redis_refuses_leaves_the_batch(topic: Topic, caplog: pytes
 def test_reading_begins_where_a_bootstrap_ended(topic: Topic) -> None:
     """A group without offsets starts at the progress in Redis."""
     topic.send(20)
-    redis_store.advance_progress(
-        topic.redis, topic.plan.project, [topic.view], {(topic.name, 0): 7, (topic.name, 1): 10}
-    )
+    advance_progress(topic.redis, topic.plan.project, [topic.view], {(topic.name, 0): 7, (topic.name, 1): 10})
 
     assert topic.run().consumed == 3
 
@@ -338,7 +338,7 @@ def test_a_view_without_progress_is_read_from_the_beginning(servers: str, redis:
 def test_another_topic_of_that_name_is_refused(topic: Topic) -> None:
     """Fences beyond the topic's end would make every new message a duplicate: say so instead."""
     topic.send(2)
-    redis_store.advance_progress(topic.redis, topic.plan.project, [topic.view], {(topic.name, 0): 500})
+    advance_progress(topic.redis, topic.plan.project, [topic.view], {(topic.name, 0): 500})
 
     with pytest.raises(NotReadyError, match=rf"{topic.name}\[0\] up to offset 499, the topic ends at 0"):
         topic.run()

@@ -16,7 +16,8 @@ from redis import Redis
 
 from infra.local import embedded
 from ingestion.materialize import bootstrap_view, materialize_view
-from ingestion.redis_store import LatestWriter, TileWriter, progress, view_mark
+from ingestion.progress import progress
+from ingestion.redis_store import LatestWriter, TileWriter, view_mark
 from tally import tiles
 from tally.columns import column
 from tally.errors import NotReadyError

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from ingestion import redis_store, stream
+from ingestion.progress import advance_progress, progress
+from ingestion.redis_calls import load_library
 from ingestion.redis_store import Delta, LatestWriter, TileWriter
 from ingestion.stream import Counts
 from tally.columns import column
@@ -229,7 +231,7 @@ def test_an_unreachable_server_is_named_without_its_password() -> None:
     gone = Redis.from_url("redis://user:secret@127.0.0.1:1/0")
 
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 .*REDIS_URL") as raised:
-        redis_store.load_library(gone)
+        load_library(gone)
 
     assert "secret" not in str(raised.value)
 
@@ -242,7 +244,7 @@ def test_patience_decides_about_another_try(redis: Redis) -> None:
         asked.append(error)
         redis.config_set("maxmemory", 0)
 
-    redis_store.load_library(redis)
+    load_library(redis)
     redis.config_set("maxmemory", 1)
     try:
         writer = TileWriter(redis, "p", VIEW, patience)
@@ -257,11 +259,11 @@ def test_patience_decides_about_another_try(redis: Redis) -> None:
 def test_progress_is_kept_per_definition_and_never_falls(redis: Redis) -> None:
     """Two definitions of one name are two; a slow worker cannot take progress back."""
     one, other = plans.window_view(), plans.latest_stream_view()
-    redis_store.advance_progress(redis, "p", [one, other], {("t", 0): 9, ("t", 1): 2**52 + 1})
-    redis_store.advance_progress(redis, "p", [one], {("t", 0): 8, ("u.v", 1): 10})
+    advance_progress(redis, "p", [one, other], {("t", 0): 9, ("t", 1): 2**52 + 1})
+    advance_progress(redis, "p", [one], {("t", 0): 8, ("u.v", 1): 10})
 
-    assert redis_store.progress(redis, "p", one) == {("t", 0): 9, ("t", 1): 2**52 + 1, ("u.v", 1): 10}
-    assert redis_store.progress(redis, "p", other) == {("t", 0): 9, ("t", 1): 2**52 + 1}
+    assert progress(redis, "p", one) == {("t", 0): 9, ("t", 1): 2**52 + 1, ("u.v", 1): 10}
+    assert progress(redis, "p", other) == {("t", 0): 9, ("t", 1): 2**52 + 1}
 
 
 def test_a_published_plan_replaces_the_one_before(redis: Redis) -> None:

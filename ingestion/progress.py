@@ -1,0 +1,143 @@
+"""How far each definition has come, and whether Redis still holds what it held.
+
+Progress is in Redis beside the data, as a *mark*: a hash of next offsets. A mark is raised after the effects are in, on the
+same server, so whatever a server forgets (a crash, a failover to a replica that lags, an older snapshot), it forgets of the
+mark at least as much as of the data. A cluster has a mark on each primary, for each of them can forget on its own.
+
+Fences cannot notice that loss: a delta that lies beyond a gap would be merged as if nothing was missing, and the gap would be
+behind the fence for ever. So a server takes the deltas of a named writer only after it has shown that its mark is where the
+writer left it (`witness`); the functions keep that in memory, and it is gone exactly when the data may be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any, Final, cast
+
+from redis import RedisCluster
+from redis.crc import key_slot
+
+from connections import Client, reaching
+from ingestion.redis_calls import Patience, call
+from tally.errors import NotReadyError
+from tally.layout import progress_key
+from tally.plan import View
+
+Place = tuple[str, int]
+"""(topic, partition)."""
+
+NAMELESS: Final = b""
+"""The writer that relies on nothing it wrote before."""
+
+_SHARDS: Final = "shards"
+
+
+def definition(view: View) -> str:
+    """A view and its hash, as fields of hashes in Redis name it."""
+    return f"{view.name}@{view.hash}"
+
+
+def progress(redis: Client, project: str, view: View) -> dict[Place, int]:
+    """(topic, partition) -> the offset after the last message whose effects on this view are all in Redis."""
+    with reaching(redis):
+        stored = {shard: _fields(redis, key) for shard, key in _marks(redis, project).items()}
+    known = {text.split(":")[1] for fields in stored.values() for text in fields if text.startswith(f"{_SHARDS}:")}
+    begin = f"{definition(view)}:"
+    result: dict[Place, int] = {}
+    for field in {text for fields in stored.values() for text in fields if text.startswith(begin)}:
+        _, topic, partition = field.rsplit(":", 2)
+        # A mark that no other has heard of is that of a primary which got its slots, with their data, from the others.
+        offsets = [fields.get(field, 0) for shard, fields in stored.items() if field in fields or shard in known]
+        result[topic, int(partition)] = min(offsets)
+    return result
+
+
+def advance_progress(
+    redis: Client,
+    project: str,
+    views: Sequence[View],
+    positions: Mapping[Place, int],
+    patience: Patience | None = None,
+    writer: bytes = NAMELESS,
+) -> None:
+    """Raise the progress of these views to `positions` ((topic, partition) -> next offset); never lowers one."""
+    if views and positions:
+        _on_each(redis, project, "tally_advance", views, positions, patience, writer)
+
+
+def is_empty(redis: Client, project: str) -> bool:
+    """Whether Redis holds no progress of any definition of the project."""
+    with reaching(redis):
+        return not any(redis.exists(key) for key in _marks(redis, project).values())
+
+
+def writer_name() -> bytes:
+    """The name of a new writer; `witness` makes it known to the servers."""
+    return os.urandom(8).hex().encode()
+
+
+def witness(
+    redis: Client,
+    project: str,
+    views: Sequence[View],
+    positions: Mapping[Place, int],
+    writer: bytes,
+    patience: Patience | None = None,
+) -> bool:
+    """Whether every server still holds these views' progress up to `positions`; if so they take the writer's deltas.
+
+    Raises NotReadyError when a server that had shown it before has lost it since, without having been away.
+    """
+    replies = _on_each(redis, project, "tally_witness", views, positions, patience, writer)
+    if -1 in replies:
+        raise NotReadyError(
+            f"tally:{project}:progress was removed from Redis while workers were writing (FLUSHALL, DEL, or an eviction): what "
+            "they wrote since then may lack what was there before. Stop all workers, remove the project's keys (feast "
+            "teardown does), then run feast apply, tally bootstrap and tally stream."
+        )
+    return all(reply == 1 for reply in replies)
+
+
+def _on_each(
+    redis: Client,
+    project: str,
+    function: str,
+    views: Sequence[View],
+    positions: Mapping[Place, int],
+    patience: Patience | None,
+    writer: bytes,
+) -> list[Any]:
+    """Replies of a function that is called on every mark, with a field for each of `views` and `positions`."""
+    marks = _marks(redis, project)
+    fields: list[Any] = []
+    for view in views:
+        for (topic, partition), offset in positions.items():
+            fields += [f"{definition(view)}:{topic}:{partition}", offset]
+    if isinstance(redis, RedisCluster) and function == "tally_advance":
+        for shard in marks:
+            fields += [f"{_SHARDS}:{shard}:0", 1]
+    return call(redis, [("FCALL", function, 1, key, *fields, writer) for key in marks.values()], patience)
+
+
+def _fields(redis: Client, key: str) -> dict[str, int]:
+    stored = cast(dict[bytes, bytes], redis.hgetall(key))
+    return {field.decode(): int(offset) for field, offset in stored.items()}
+
+
+def _marks(redis: Client, project: str) -> dict[str, str]:
+    """Shard -> key of its mark. A primary's shard is the least number whose hash slot it has; a single server's is ``""``."""
+    if not isinstance(redis, RedisCluster):
+        return {"": progress_key(project)}
+    owners = cast(Mapping[int, Sequence[Any]], redis.nodes_manager.slots_cache)
+    without = {found[0].name for found in owners.values()}
+    marks: dict[str, str] = {}
+    for number in map(str, count()):
+        if not without:
+            return marks
+        owner = owners[key_slot(number.encode())][0].name if key_slot(number.encode()) in owners else ""
+        if owner in without:
+            without.remove(owner)
+            marks[number] = progress_key(project, number)
+    raise AssertionError("unreachable")

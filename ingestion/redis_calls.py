@@ -1,0 +1,187 @@
+"""Calls of `redis_functions.lua`: pipelined, each to the server that has its key, asked again where nobody answered.
+
+Every function is safe to call again: what was applied before is not applied twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any, Final, cast
+
+from redis import Redis, RedisCluster
+from redis import exceptions as errors
+from redis.cluster import ClusterNode
+from redis.crc import key_slot
+
+from connections import Client, explained, reaching
+from connections.errors import RAISED
+from tally.errors import DataError, DefinitionMismatchError, StoredBytesError, TallyError, UnavailableError
+
+Command = tuple[Any, ...]
+"""`FCALL`, the function, 1, the key, the arguments."""
+Patience = Callable[[UnavailableError], None]
+"""What to do when Redis is away: return to try the same calls again, raise to give up."""
+
+_CHUNK: Final = 1000
+_LIBRARY: Final = "tally"
+_NODES: Final = ThreadPoolExecutor(32, "tally-node")
+"""Threads that wait for the nodes of a cluster; they start with the first calls."""
+
+
+class ReplacedError(TallyError):
+    """The server that answers now has not shown that it holds what this writer wrote: it started anew or took over."""
+
+
+def load_library(redis: Client) -> None:
+    """Load the function library on every primary that has none or another version. Raises UnavailableError.
+
+    One that is there is left alone: to load it again would make running writers look again (`witness`).
+    """
+    source = resources.files("ingestion").joinpath("redis_functions.lua").read_bytes()
+    with reaching(redis):
+        for server in primaries(redis):
+            if not _holds(server.function_list(_LIBRARY, withcode=True), source):
+                server.function_load(source.decode(), replace=True)
+
+
+def primaries(redis: Client) -> list[Redis]:
+    """A client of each server that takes writes, as far as is known now."""
+    if isinstance(redis, RedisCluster):
+        return [redis.get_redis_connection(node) for node in cast(Any, redis).get_primaries()]
+    return [redis]
+
+
+def _holds(reply: Any, text: bytes) -> bool:
+    """Whether a text is somewhere in a reply, whose form differs between versions of the protocol."""
+    if isinstance(reply, dict):
+        reply = list(reply.values())
+    return any(_holds(part, text) for part in reply) if isinstance(reply, list) else reply in (text, text.decode())
+
+
+def call(redis: Client, commands: Sequence[Command], patience: Patience | None = None) -> list[Any]:
+    """The replies of function calls. Those without an answer are asked again as long as `patience` lets.
+
+    Raises UnavailableError without `patience`, ReplacedError, DefinitionMismatchError, StoredBytesError, DataError.
+    """
+    replies: list[Any] = [None] * len(commands)
+    pending = list(range(len(commands)))
+    moved = False
+    while pending:
+        chunk = pending[:_CHUNK]
+        failed: dict[int, Exception] = {}
+        for number, reply in zip(chunk, _pipelined(redis, [commands[number] for number in chunk]), strict=True):
+            if isinstance(reply, Exception):
+                failed[number] = reply
+            else:
+                replies[number] = reply
+        pending = [*failed, *pending[_CHUNK:]]
+        if not failed:
+            continue
+        trouble = _trouble(redis, commands, failed)
+        _look_around(redis)
+        if all(isinstance(error, errors.MovedError) for error in failed.values()) and not moved:
+            moved = True
+        elif any(_is_missing(error) for error in failed.values()):
+            load_library(redis)
+        elif patience is None:
+            raise trouble
+        else:
+            patience(trouble)
+    return replies
+
+
+def _trouble(redis: Client, commands: Sequence[Command], failed: Mapping[int, Exception]) -> UnavailableError:
+    """Why calls have no answer yet. Raises what no patience mends."""
+    problems = []
+    for number, error in failed.items():
+        problem = _explain(redis, commands[number][3], error)
+        if not isinstance(problem, UnavailableError):
+            raise problem from error
+        problems.append(problem)
+    return problems[0]
+
+
+def _pipelined(redis: Client, commands: Sequence[Command]) -> list[Any]:
+    """The reply of each command, or the error instead of it."""
+    if isinstance(redis, RedisCluster):
+        return _by_node(redis, commands)
+    try:
+        with redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                cast(Any, pipe).execute_command(*command)
+            return list(pipe.execute(raise_on_error=False))
+    except RAISED as error:
+        return [error] * len(commands)
+
+
+def _by_node(redis: RedisCluster, commands: Sequence[Command]) -> list[Any]:
+    # redis-py's own pipeline asks the server for the keys of every call, and repeats failed ones one by one.
+    replies: list[Any] = [None] * len(commands)
+    of_node: dict[str, list[int]] = {}
+    nodes: dict[str, ClusterNode] = {}
+    for number, command in enumerate(commands):
+        try:
+            node = _node(redis, command[3])
+        except errors.RedisClusterException as error:  # its slot is not covered
+            replies[number] = error
+            continue
+        nodes[node.name] = node
+        of_node.setdefault(node.name, []).append(number)
+
+    def ask(name: str) -> list[Any]:
+        return _pipelined(redis.get_redis_connection(nodes[name]), [commands[number] for number in of_node[name]])
+
+    found = _NODES.map(ask, of_node) if len(of_node) > 1 else map(ask, of_node)
+    for numbers, answers in zip(of_node.values(), found, strict=True):
+        for number, answer in zip(numbers, answers, strict=True):
+            replies[number] = answer
+    for number, reply in enumerate(replies):
+        if isinstance(reply, errors.AskError) and not isinstance(reply, errors.MovedError):  # its slot is on the move
+            try:
+                replies[number] = cast(Any, redis).execute_command(
+                    *commands[number], target_nodes=[_node(redis, commands[number][3])]
+                )
+            except RAISED as error:
+                replies[number] = error
+    return replies
+
+
+def _node(redis: RedisCluster, key: bytes | str) -> ClusterNode:
+    slot = key_slot(key.encode() if isinstance(key, str) else key)
+    return cast(ClusterNode, cast(Any, redis.nodes_manager).get_node_from_slot(slot))
+
+
+def _look_around(redis: Client) -> None:
+    """Ask a cluster for its nodes again: they may have changed while it was away."""
+    if isinstance(redis, RedisCluster):
+        try:
+            cast(Any, redis.nodes_manager).initialize()
+        except RAISED:
+            return  # nobody answers yet; the next calls will say so
+
+
+def _is_missing(reply: Any) -> bool:
+    return isinstance(reply, errors.ResponseError) and "Function not found" in str(reply)
+
+
+def _explain(redis: Client, key: Any, error: Exception) -> TallyError:
+    text = str(error)
+    if "TALLYWITNESS" in text:
+        return ReplacedError(
+            "Redis was started anew, restored or failed over while it was being written to, and may have lost what was "
+            "written last; run the command again."
+        )
+    if "TALLYTAG" in text:
+        stored = text.split("TALLYTAG ", 1)[1].split(maxsplit=1)[0]
+        return DefinitionMismatchError(
+            f"{key!r} in Redis was written under definition {stored}; delete the key, or materialize the view again."
+        )
+    if "TALLYFORMAT" in text:
+        return StoredBytesError(
+            f"{key!r} in Redis was not written by Tally in this form; delete the key and load it again."
+        )
+    if "TALLYRANGE" in text:
+        return DataError(f"{key!r}: a sum has grown beyond what a tile can hold; aggregate a smaller quantity.")
+    return explained(redis, error)
