@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -20,12 +21,11 @@ BATCH_ROWS: Final = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Row groups of one file of a table, by their numbers; `rows` and `size` (bytes, uncompressed, all columns) of them."""
+    """A row group of one file of a table, and how many rows it has."""
 
     path: str
-    row_groups: tuple[int, ...]
+    row_group: int
     rows: int
-    size: int
 
 
 def pieces_of(reading: Reading) -> list[Piece]:
@@ -34,14 +34,10 @@ def pieces_of(reading: Reading) -> list[Piece]:
     Raises UnavailableError when the table cannot be read.
     """
     try:
-        pieces = []
+        pieces: list[Piece] = []
         for fragment in reading.table.to_pyarrow_dataset().get_fragments(filter=reading.condition):
             kept = fragment if reading.condition is None else fragment.subset(reading.condition)
-            groups = kept.row_groups
-            if groups:
-                numbers = tuple(group.id for group in groups)
-                size = sum(group.total_byte_size for group in groups)
-                pieces.append(Piece(fragment.path, numbers, sum(group.num_rows for group in groups), size))
+            pieces += [Piece(fragment.path, group.id, group.num_rows) for group in kept.row_groups]
         return pieces
     except (DeltaError, OSError, pa.ArrowException) as error:
         raise UnavailableError(f"The offline table {reading.table.table_uri} cannot be read ({error}).") from error
@@ -68,10 +64,10 @@ def _tables(reading: Reading, pieces: Sequence[Piece], at_least: int) -> Iterato
     fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
     waiting: list[Any] = []
     count = 0
-    for piece in pieces:
+    for path, of_file in groupby(pieces, key=lambda piece: piece.path):
         # Little is read ahead, so that memory does not grow with the size of a row group's neighbours.
         scanner = ds.Scanner.from_fragment(
-            fragments[piece.path].subset(row_group_ids=list(piece.row_groups)),
+            fragments[path].subset(row_group_ids=[piece.row_group for piece in of_file]),
             schema=dataset.schema,
             columns=list(reading.columns),
             filter=reading.condition,

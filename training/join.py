@@ -9,6 +9,7 @@ import numpy as np
 
 from ingestion.offline import Rows
 from tally.columns import Column
+from tally.errors import TallyError
 from tally.plan import View
 from training.keys import key_codes, partition_of
 from training.point_in_time import latest_rows, window_features
@@ -18,6 +19,10 @@ from training.visibility import ByArrival, ByFences, ByVersion, LatestVisibility
 Mode = Literal["event_time", "as_served"]
 MODES: Final = ("event_time", "as_served")
 Seen = Mapping[str, Any] | None
+
+
+class TiedRowsError(TallyError):
+    """Rows tie in time and tie breakers, and the columns that tell them apart were not read."""
 
 
 class Ask:
@@ -53,10 +58,15 @@ class Ask:
 
 
 def join(view: View, rows: Rows, asks: Sequence[Ask]) -> list[dict[str, Column]]:
-    """For each ask its features by name, one value per label, in the order of the labels."""
+    """For each ask its features by name, one value per label, in the order of the labels.
+
+    Raises TiedRowsError when rows of a latest view are told apart only by columns that `rows` do not have.
+    """
     codes = key_codes([rows.columns[key.name] for key in view.keys], [ask.keys for ask in asks])
 
     def packed(positions: Positions) -> list[bytes]:
+        if any(field.name not in rows.columns for field in view.fields):
+            raise TiedRowsError(f"Rows of {view.name} tie in all that was read of them; read all their columns.")
         fields = {field.name: rows.columns[field.name].take(positions) for field in view.fields}
         return view.row_layout.pack(rows.timestamp[positions], rows.a[positions], rows.b[positions], fields)
 
