@@ -76,6 +76,13 @@ def export(
             help="Make the export again that this manifest lies beside: the same rows, or an error that says what changed.",
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="4GB",
+            help="Hold no more than this in memory; the rest goes through files in TMPDIR. [dim](a part of what is free)[/]",
+        ),
+    ] = None,
     repo: Repo = DEFAULT_REPO,
 ) -> None:
     """Write a training set: for each label row, the features as they were at its time.
@@ -121,12 +128,15 @@ def export(
                 visibility=(visibility or Visibility.event_time).value,
                 offline_version=_version(offline_version),
                 timestamp=timestamp or "event_timestamp",
+                memory=memory,
                 progress=partial(progress, name),
             )
         else:
-            dataset = rebuild_training_set(from_manifest, labels, repo=repo, progress=partial(progress, name))
+            dataset = rebuild_training_set(
+                from_manifest, labels, repo=repo, memory=memory, progress=partial(progress, name)
+            )
     written = dataset.to_parquet(out)
-    say(f"{out}: {len(dataset):,} rows x {len(dataset.columns)} features in {time.monotonic() - began:.1f} s")
+    say(f"{out}: {len(dataset):,} rows x {len(written['nulls'])} features in {time.monotonic() - began:.1f} s")
     for what, text in _summary(dataset, written, from_manifest):
         say(f"  {what:<11} {text}")
 
@@ -140,7 +150,7 @@ def _summary(dataset: TrainingSet, written: dict[str, Any], from_manifest: Path 
     made = dataset.manifest
     yield "definition", f"{made['service']} {dataset.definition[:8]}, visibility {made['visibility']}"
     yield "read", ", ".join(f"{name} version {number}" for name, number in made["offline_versions"].items())
-    empty = [name for name, column in dataset.columns.items() if len(column) and not column.valid.any()]
+    empty = [name for name, nulls in written["nulls"].items() if nulls and nulls == len(dataset)]
     if empty:
         more = f" and {len(empty) - _NULLS_SHOWN} more" if len(empty) > _NULLS_SHOWN else ""
         yield "always null", ", ".join(empty[:_NULLS_SHOWN]) + more

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from tally import functions
 from tally.columns import Column
 from tally.errors import DataError
 from tally.plan import Plan, RequestFunction, Service, View, ViewUse
-from training.join import Ask, Mode, Seen
+from training.join import MODES, Ask, Mode, Seen
 
 Answers = list[dict[str, Column]]
 """For each use of a view, the features asked of it by name."""
@@ -41,16 +40,20 @@ class Call:
 class Questions:
     """What a service asks of its views: `features` wanted of each use, and the request functions that run after."""
 
-    def __init__(self, plan: Plan, service: Service, mode: Mode) -> None:
+    def __init__(self, plan: Plan, service: Service, visibility: str) -> None:
+        """Raises DataError for an unknown visibility."""
+        modes: dict[str, Mode] = {mode: mode for mode in MODES}
+        if visibility not in modes:
+            raise DataError(f"visibility is {visibility!r}; choose one of {', '.join(MODES)}.")
         self.plan = plan
         self.service = service
-        self.mode = mode
+        self.mode = modes[visibility]
+        self._calls: list[Call] = []
         self.features = [self._wanted(position, use) for position, use in enumerate(service.views)]
 
-    @cached_property
-    def calls(self) -> list[Call]:
-        """The request functions. Raises DefinitionMismatchError for one whose source is not the plan's."""
-        return [Call.of(self.plan, self.service, use.function) for use in self.service.functions]
+    def load(self) -> None:
+        """Import the request functions. Raises DefinitionMismatchError for one whose source is not the plan's."""
+        self._calls = [Call.of(self.plan, self.service, use.function) for use in self.service.functions]
 
     def _wanted(self, position: int, use: ViewUse) -> tuple[str, ...]:
         inputs = [one for called in self.service.functions for one in self.plan.function(called.function).inputs]
@@ -94,11 +97,11 @@ class Questions:
         return Ask(list(keys), as_of, self.features[position], self.mode, seen)
 
     def outputs(self, labels: Mapping[str, Column], found: Answers, count: int) -> dict[str, Column]:
-        """The service's outputs, in their order, for `count` labels whose request fields are in `labels`."""
+        """The service's outputs, in their order, for `count` labels whose request fields are in `labels`; after `load`."""
         columns = {}
         for use, values in zip(self.service.views, found, strict=True):
             columns.update({name: values[feature] for feature, name in use.features})
-        for used, call in zip(self.service.functions, self.calls, strict=True):
+        for used, call in zip(self.service.functions, self._calls, strict=True):
             inputs = {
                 parameter: labels[feature] if origin < 0 else found[origin][feature]
                 for parameter, origin, feature in call.inputs

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from rich.progress import Progress as ProgressBar
 
 import tally
@@ -19,14 +23,20 @@ from ingestion.offline import table_identity, version_at
 from tally.errors import DataError
 from tally.plan import Plan, Service
 from tally.time import from_datetime
+from training.asks import Questions
+from training.cluster import Cluster, active_client
 from training.dataset import TrainingSet
-from training.digests import table_digest
-from training.engine import Features, Progress, features
-from training.join import MODES, Mode
-from training.labels import Labels, read_labels
+from training.engine import Progress, features, pinned_versions
+from training.join import Mode
+from training.labels import LabelReader, label_tables, labels_of, together
 from training.manifest import Manifest
+from training.memory import memory_limit
+from training.partitioned import Local, Partitioned
+from training.work import ViewWork, peak, survey
 
 OfflineVersion = int | str | datetime | Mapping[str, int] | None
+_LABELS_SHARE: Final = 0.1
+"""Labels that take more than this of the memory are kept on disk."""
 _PACKAGES: Final = ("dask", "deltalake", "numpy", "pandas", "pyarrow")
 
 
@@ -39,6 +49,7 @@ def build_training_set(
     offline_version: OfflineVersion = None,
     timestamp: str = "event_timestamp",
     offline_uri: str | None = None,
+    memory: str | int | None = None,
     client: Any = None,
     progress: bool | Progress | None = None,
 ) -> TrainingSet:
@@ -51,6 +62,8 @@ def build_training_set(
     where the labels have the column ``tally_evidence``, exactly those that a served row was made from.
     `offline_version` reads the offline tables as they were: at an instant (a datetime or ISO text; naive is UTC), or as of
     a version: one number for all, or one by source as in a manifest.
+    `memory` ("4GB", or bytes) bounds what this process holds; None: a part of what is free. What does not fit is divided by
+    entity key and goes through files in a temporary folder (`TMPDIR`), until the training set is gone.
     `client` is a `distributed.Client`; the active one is used where there is one, else local threads.
     `progress`: True for a progress bar, or a function that is called with (done, total).
 
@@ -65,6 +78,7 @@ def build_training_set(
         visibility=visibility,
         offline_version=offline_version,
         timestamp=timestamp,
+        memory=memory,
         client=client,
         progress=progress,
     )
@@ -76,6 +90,7 @@ def rebuild_training_set(
     *,
     repo: str | os.PathLike[str] = "feature_repo",
     offline_uri: str | None = None,
+    memory: str | int | None = None,
     client: Any = None,
     progress: bool | Progress | None = None,
 ) -> TrainingSet:
@@ -93,23 +108,23 @@ def rebuild_training_set(
     given = known.export.get("labels") if labels is None else labels
     if given is None:
         raise DataError(f"{known.where} does not say where its labels are: they came from memory; give them as well.")
-    service = plan.service(known["service"])
-    rows = read_labels(given, service, known["timestamp"])
-    known.check_labels(rows.digest, rows.table.num_rows, rows.path)
-    known.check_tables({name: table_identity(uri, name) for name in _sources(plan, service)})
+    questions = Questions(plan, plan.service(known["service"]), known["visibility"])
+    limit = memory_limit(memory)
+    reader, rows = _gathered(given, questions, known["timestamp"], limit)
+    known.check_labels(reader.digest, reader.rows, reader.path)
+    known.check_tables({name: table_identity(uri, name) for name in _sources(plan, questions.service)})
     built = _built(
-        plan,
-        service,
+        questions,
+        reader,
         rows,
-        timestamp=known["timestamp"],
         offline_uri=uri,
-        visibility=known["visibility"],
         versions=known["offline_versions"],
+        limit=limit,
         client=client,
         progress=progress,
     )
     if "rows_digest" in known.export:
-        known.check_rows(table_digest(built.to_arrow()), built.manifest["packages"])
+        known.check_rows(built.rows_digest(), built.manifest["packages"])
     return built
 
 
@@ -122,56 +137,96 @@ def training_set(
     visibility: Mode = "event_time",
     offline_version: OfflineVersion = None,
     timestamp: str = "event_timestamp",
+    memory: str | int | None = None,
     client: Any = None,
     progress: bool | Progress | None = None,
 ) -> TrainingSet:
     """As `build_training_set`, from a plan whose transformations can be imported and an offline store."""
-    if visibility not in MODES:
-        raise DataError(f"visibility is {visibility!r}; choose one of {', '.join(MODES)}.")
-    definition = plan.service(service)
-    rows = read_labels(labels, definition, timestamp)
-    versions = _versions(plan, definition, offline_uri, offline_version)
+    questions = Questions(plan, plan.service(service), visibility)
+    limit = memory_limit(memory)
+    reader, rows = _gathered(labels, questions, timestamp, limit)
     return _built(
-        plan,
-        definition,
+        questions,
+        reader,
         rows,
-        timestamp=timestamp,
         offline_uri=offline_uri,
-        visibility=visibility,
-        versions=versions,
+        versions=_versions(plan, questions.service, offline_uri, offline_version),
+        limit=limit,
         client=client,
         progress=progress,
     )
 
 
+def _gathered(
+    source: Any, questions: Questions, timestamp: str, limit: int
+) -> tuple[LabelReader, pa.Table | Partitioned]:
+    """The labels' reader, and the labels: in memory, or on disk when they are more than their share of `limit` bytes."""
+    reader = LabelReader(source, questions.service, timestamp)
+    coming = label_tables(source)
+    tables: list[pa.Table] = []
+    size = 0
+    for table in coming:
+        tables.append(table)
+        size += table.nbytes
+        if size > limit * _LABELS_SHARE:
+            break
+    else:
+        return reader, reader.conform(together(tables))
+    stored = Partitioned(questions, timestamp)
+    for table in chain(tables, coming):
+        stored.labels.add(reader.conform(table))
+    return reader, stored
+
+
 def _built(
-    plan: Plan,
-    service: Service,
-    labels: Labels,
+    questions: Questions,
+    reader: LabelReader,
+    labels: pa.Table | Partitioned,
     *,
-    timestamp: str,
     offline_uri: str,
-    visibility: Mode,
     versions: Mapping[str, int],
+    limit: int,
     client: Any,
     progress: bool | Progress | None,
 ) -> TrainingSet:
+    questions.load()
+    client = client if client is not None else active_client()
+    pinned = pinned_versions(questions.plan, questions.service, offline_uri, versions)
+    tables = {name: table_identity(offline_uri, name) for name in pinned}
+
+    def manifest(rows: int, refused: Mapping[str, Any]) -> dict[str, Any]:
+        return _manifest(questions, reader, rows, pinned, tables, refused)
+
     with _reporting(progress=progress) as report:
-        found = features(
-            plan,
-            service,
-            labels.columns,
-            labels.as_of,
-            offline_uri,
-            visibility=visibility,
-            evidence=labels.evidence,
-            versions=versions,
-            client=client,
-            progress=report,
-        )
-    tables = {name: table_identity(offline_uri, name) for name in found.versions}
-    manifest = _manifest(plan, service, visibility, timestamp, labels, found, tables)
-    return TrainingSet(labels.table, found.columns, manifest, notes=labels.notes, labels_path=labels.path)
+        if isinstance(labels, pa.Table):
+            few = labels_of(labels, reader)
+            work = _survey(questions, offline_uri, pinned, few.as_of)
+            needed = peak(work, len(few.as_of)) + 3 * labels.nbytes
+            if not work or (client is None and needed <= limit):
+                found = features(
+                    questions, few.columns, few.as_of, offline_uri, pinned, evidence=few.evidence, progress=report
+                )
+                made = manifest(len(few.as_of), found.refused)
+                return TrainingSet(labels, found.columns, made, notes=reader.notes, labels_path=reader.path)
+            stored = Partitioned(questions, reader.timestamp)
+            stored.labels.add(labels)
+        else:
+            stored = labels
+            work = survey(questions, offline_uri, pinned, stored.labels.first, stored.labels.last)
+            needed = limit
+        stored.join(work, Local(limit) if client is None else Cluster(client), report)
+    made = manifest(stored.labels.rows, stored.refused)
+    if needed < limit:  # a cluster answered what would have fitted here
+        whole = stored.in_memory()
+        stored.close()
+        return TrainingSet(*whole, made, notes=reader.notes, labels_path=reader.path)
+    return TrainingSet.stored(stored, made, notes=reader.notes, labels_path=reader.path)
+
+
+def _survey(
+    questions: Questions, offline_uri: str, versions: Mapping[str, int], as_of: NDArray[np.int64]
+) -> list[ViewWork]:
+    return survey(questions, offline_uri, versions, int(as_of.min()), int(as_of.max())) if len(as_of) else []
 
 
 def _sources(plan: Plan, service: Service) -> list[str]:
@@ -201,28 +256,28 @@ def _versions(plan: Plan, service: Service, offline_uri: str, wanted: OfflineVer
 
 
 def _manifest(
-    plan: Plan,
-    service: Service,
-    visibility: Mode,
-    timestamp: str,
-    labels: Labels,
-    found: Features,
+    questions: Questions,
+    reader: LabelReader,
+    rows: int,
+    versions: Mapping[str, int],
     tables: Mapping[str, str],
+    refused: Mapping[str, Any],
 ) -> dict[str, Any]:
+    plan, service = questions.plan, questions.service
     return {
         "service": service.name,
         "service_hash": service.hash,
         "plan_hash": plan.for_service(service.name).hash,
         "view_hashes": {use.view: plan.view(use.view).hash for use in service.views},
-        "visibility": visibility,
-        "evidence": labels.evidence is not None and visibility == "as_served",
-        "timestamp": timestamp,
-        "offline_versions": found.versions,
+        "visibility": questions.mode,
+        "evidence": reader.evidence and questions.mode == "as_served",
+        "timestamp": reader.timestamp,
+        "offline_versions": dict(versions),
         "offline_tables": dict(tables),
-        "label_digest": labels.digest,
-        "label_rows": labels.table.num_rows,
-        "rows": len(next(iter(found.columns.values()), labels.as_of)),
-        "refused": found.refused,
+        "label_digest": reader.digest,
+        "label_rows": reader.rows,
+        "rows": rows,
+        "refused": dict(refused),
         "packages": {name: version(name) for name in _PACKAGES},
         "tally_version": tally.__version__,
     }

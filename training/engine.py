@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from ingestion.offline import open_version, read_rows
 from tally.columns import Column, nulls
-from tally.errors import DataError
 from tally.plan import Plan, Service, View
 from training.asks import Answers, Questions, bounds
-from training.join import MODES, Ask, Mode, TiedRowsError, join
+from training.join import Ask, TiedRowsError, join
 
 Progress = Callable[[int, int], None]
 
@@ -26,51 +25,45 @@ Progress = Callable[[int, int], None]
 class Features:
     """`columns`: the service's outputs in order, one value per label.
 
-    `versions`: the version of each source's Delta table that was read. `refused`: per view, how many of the rows read were
-    left out, by reason.
+    `refused`: per view, how many of the rows read were left out, by reason.
     """
 
     columns: dict[str, Column]
-    versions: dict[str, int]
     refused: dict[str, dict[str, int]]
 
 
 def features(
-    plan: Plan,
-    service: Service,
+    questions: Questions,
     labels: Mapping[str, Column],
     as_of: NDArray[np.int64],
     offline_uri: str,
+    versions: Mapping[str, int],
     *,
-    visibility: Mode = "event_time",
     evidence: Sequence[str] | None = None,
-    versions: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> Features:
     """The features of each label as of its instant, in the order of the labels.
 
-    `labels` has every column of ``service.keys`` (without nulls) and ``service.request``; `as_of` is int64 µs. `evidence` is
-    a JSON text per label (`tally.layout.EVIDENCE_COLUMN`) and decides what was visible, in place of arrival times, when
-    `visibility` is "as_served". `versions` pins tables of sources by name, others are read as they are now. Views are
-    joined on local threads. `progress` is called with (done, total) views.
+    `labels` has every column of the service's keys (without nulls) and request; `as_of` is int64 µs. `evidence` is a JSON
+    text per label (`tally.layout.EVIDENCE_COLUMN`) and decides what was visible, in place of arrival times, in the mode
+    "as_served". `versions` are those of the sources' tables. Views are joined on local threads; `progress` is called with
+    (done, total) views.
 
-    Raises NotReadyError for a source that was never ingested, DataError for bad arguments or a sum that does not fit,
+    Raises NotReadyError for a source that was never ingested, DataError for bad evidence or a sum that does not fit,
     DefinitionMismatchError for a function whose source is not the plan's.
     """
-    questions = Questions(plan, service, checked_mode(visibility))
-    pinned = pinned_versions(plan, service, offline_uri, versions or {})
+    plan, service = questions.plan, questions.service
     if len(as_of) == 0:
-        return Features({f.name: nulls(f.dtype, 0) for f in service.outputs}, pinned, {})
+        return Features({f.name: nulls(f.dtype, 0) for f in service.outputs}, {})
     first, last = int(as_of.min()), int(as_of.max())
     tasks = []
     names = list(dict.fromkeys(use.view for use in service.views))
     for name in names:
-        positions = questions.uses_of(name)
         asks = [
             questions.ask(position, [labels[key] for key in service.views[position].keys], as_of, evidence)
-            for position in positions
+            for position in questions.uses_of(name)
         ]
-        version = pinned[plan.view(name).source]
+        version = versions[plan.view(name).source]
         tasks.append(delayed(_joined, pure=False)(questions, name, offline_uri, version, first, last, asks))
     found: Answers = [{} for _ in service.views]
     refused = {}
@@ -78,15 +71,7 @@ def features(
         refused[name] = of_view
         for position, one in zip(questions.uses_of(name), answers, strict=True):
             found[position] = one
-    return Features(questions.outputs(labels, found, len(as_of)), pinned, refused)
-
-
-def checked_mode(visibility: str) -> Mode:
-    """The visibility. Raises DataError for an unknown one."""
-    for mode in MODES:
-        if mode == visibility:
-            return mode
-    raise DataError(f"visibility is {visibility!r}; choose one of {', '.join(MODES)}.")
+    return Features(questions.outputs(labels, found, len(as_of)), refused)
 
 
 def pinned_versions(plan: Plan, service: Service, offline_uri: str, versions: Mapping[str, int]) -> dict[str, int]:

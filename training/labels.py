@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,14 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from ingestion.arrow import TYPES, conform, from_column, to_column
+from ingestion.arrow import TYPES, conform, to_column
 from tally.columns import Column
 from tally.dtypes import Dtype
 from tally.errors import DataError
 from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Field, Service
-from training.digests import table_digest
+from training.digests import TableDigest
 
+_BATCH_ROWS: Final = 1 << 17
 _REMEDIES: Final[dict[Dtype, str]] = {
     "Float64": 'pd.to_numeric(labels["{0}"])',
     "Float32": 'pd.to_numeric(labels["{0}"])',
@@ -60,41 +62,125 @@ def read_labels(source: Any, service: Service, timestamp: str) -> Labels:
     how many rows and the remedy, for columns that are missing, twice there, of the wrong type, called like a feature, and
     for keys or times that are null.
     """
-    table = _table(source)
-    _check_names(table, service, timestamp, _index_names(source))
-    columns: dict[str, Column] = {}
-    notes: list[str] = []
-    when = Field(timestamp, "UnixTimestamp")
-    for field in dict.fromkeys((*service.keys, *service.request, when)):
-        at = table.column_names.index(field.name)
-        array = _one_chunk(table.column(at))
-        values = to_column(field.dtype, _conformed(field, array, service))
-        if field in service.keys or field == when:
-            _check_present(field.name, values)
-        notes += _notes(field, array)
-        columns[field.name] = values
-        table = table.set_column(at, pa.field(field.name, from_column(values).type), from_column(values))
-    as_of = columns[timestamp].values
-    own = {field.name: columns[field.name] for field in (*service.keys, *service.request)}
-    path = Path(source).resolve() if isinstance(source, str | Path) else None
-    return Labels(table, own, as_of, _evidence(table), table_digest(table), path, tuple(notes))
+    reader = LabelReader(source, service, timestamp)
+    return labels_of(reader.conform(together(list(label_tables(source)))), reader)
 
 
-def _table(source: Any) -> pa.Table:
+def together(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table of several, which may differ where one has nothing but nulls. Raises DataError."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"The labels do not have the same columns throughout ({error}); write them alike.") from error
+
+
+def labels_of(table: pa.Table, reader: LabelReader) -> Labels:
+    """Labels in memory, from the one table that a reader has made conform."""
+    columns = {field.name: to_column(field.dtype, table.column(field.name)) for field in reader.fields}
+    as_of = columns.pop(reader.timestamp).values
+    evidence = table.column(EVIDENCE_COLUMN).to_pylist() if EVIDENCE_COLUMN in table.column_names else None
+    return Labels(table, columns, as_of, evidence, reader.digest, reader.path, reader.notes)
+
+
+class LabelReader:
+    """Makes tables of labels that follow each other conform to a service, and knows what is to be said of them all.
+
+    `rows` is how many there were so far, `evidence` whether they have the column of evidence.
+    """
+
+    def __init__(self, source: Any, service: Service, timestamp: str) -> None:
+        """`source` is where the labels come from, as given to `read_labels`."""
+        self.timestamp = timestamp
+        when = Field(timestamp, "UnixTimestamp")
+        self.fields = tuple(dict.fromkeys((*service.keys, *service.request, when)))
+        self.path = Path(source).resolve() if isinstance(source, str | Path) else None
+        self._index = _index_names(source)
+        self._service = service
+        self._present = {*(field.name for field in service.keys), timestamp}
+        self.rows = 0
+        self.evidence = False
+        self._schema: Any = None
+        self._digest = TableDigest()
+        self._naive: dict[str, None] = {}
+        self._finer: Counter[str] = Counter()
+
+    @property
+    def digest(self) -> str:
+        """Of all tables so far (`training.digests`)."""
+        return self._digest.hexdigest()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what was taken for granted."""
+        naive = [f"Label column {name} has no time zone: its times were taken as UTC." for name in self._naive]
+        finer = [
+            f"Label column {name} is finer than a microsecond in {rows:,} rows: they were floored."
+            for name, rows in self._finer.items()
+        ]
+        return (*naive, *finer)
+
+    def conform(self, table: pa.Table) -> pa.Table:
+        """The next labels with the dtypes that the service declares. Raises as `read_labels`."""
+        # Neither metadata nor how the rows came in pieces may reach the exported file.
+        table = pa.table([_one_chunk(column) for column in table.columns], names=table.column_names)
+        _check_names(table, self._service, self.timestamp, self._index)
+        for field in self.fields:
+            at = table.column_names.index(field.name)
+            array = _one_chunk(table.column(at))
+            values = _conformed(field, array, self._service, self.rows)
+            if field.name in self._present:
+                _check_present(field.name, values, self.rows)
+            self._note(field.name, array)
+            table = table.set_column(at, pa.field(field.name, values.type), values)
+        self.evidence = EVIDENCE_COLUMN in table.column_names
+        if self.evidence:
+            at = table.column_names.index(EVIDENCE_COLUMN)
+            values = conform("String", _one_chunk(table.column(at)), EVIDENCE_COLUMN)
+            _check_present(EVIDENCE_COLUMN, values, self.rows)
+            table = table.set_column(at, pa.field(EVIDENCE_COLUMN, values.type), values)
+        table = self._alike(table)
+        self._digest.add(table)
+        self.rows += table.num_rows
+        return table
+
+    def _alike(self, table: pa.Table) -> pa.Table:
+        if self._schema is None:
+            self._schema = table.schema
+        try:
+            return table.cast(self._schema)
+        except (pa.ArrowException, ValueError) as error:
+            raise DataError(
+                f"The labels from row {self.rows:,} on do not have the columns of those before ({error}); write them alike."
+            ) from error
+
+    def _note(self, name: str, array: pa.Array) -> None:
+        if pa.types.is_timestamp(array.type):
+            if array.type.tz is None:
+                self._naive[name] = None
+            if array.type.unit == "ns":
+                ticks = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+                finer = int((ticks % 1000 != 0).sum())
+                self._finer.update({name: finer} if finer else {})
+
+
+def label_tables(source: Any) -> Iterator[pa.Table]:
+    """The labels as they come, in their order, some at a time where they are not in memory; at least one table.
+
+    Raises DataError for what is neither a frame nor a table nor Parquet.
+    """
     if isinstance(source, str | Path):
-        table = _parquet(Path(source))
+        yield from _parquet(Path(source))
     elif isinstance(source, pa.Table):
-        table = source
+        yield source
     elif isinstance(source, pd.DataFrame):
-        table = _from_pandas(source)
+        yield _from_pandas(source)
     elif type(source).__module__.partition(".")[0] == "dask" and hasattr(source, "compute"):
-        table = _from_pandas(source.compute())
+        for number in range(source.npartitions):
+            yield _from_pandas(source.get_partition(number).compute())
     else:
         raise DataError(
             f"Labels must be a pandas or Dask frame, a pyarrow Table or the path of Parquet, not {type(source).__name__}."
         )
-    # Neither metadata nor how the rows came in pieces may reach the exported file.
-    return pa.table([_one_chunk(column) for column in table.columns], names=table.column_names)
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
@@ -102,7 +188,7 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def _parquet(path: Path) -> pa.Table:
+def _parquet(path: Path) -> Iterator[pa.Table]:
     if not path.exists():
         raise DataError(f"There are no labels at {path}; give a Parquet file, or a folder of them.")
     try:
@@ -111,7 +197,10 @@ def _parquet(path: Path) -> pa.Table:
         if not files:
             raise DataError(f"There are no labels in the folder {path}: it holds no Parquet file.")
         _check_alike(found)
-        return ds.dataset(files, schema=found.schema, format="parquet", partitioning="hive").to_table()
+        ordered = ds.dataset(files, schema=found.schema, format="parquet", partitioning="hive")
+        yield ordered.schema.empty_table()
+        for batch in ordered.to_batches(batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1):
+            yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError) as error:
         detail = str(error).splitlines()[0]
         raise DataError(
@@ -183,15 +272,15 @@ def _check_names(table: pa.Table, service: Service, timestamp: str, index: Seque
         )
 
 
-def _conformed(field: Field, array: pa.Array, service: Service) -> pa.Array:
+def _conformed(field: Field, array: pa.Array, service: Service, before: int) -> pa.Array:
     try:
         return conform(field.dtype, array, f"Label column {field.name}")
     except DataError as error:
         misfits = _misfits(field.dtype, array)
-        first = f", first {array[misfits[0]].as_py()!r} in row {misfits[0]}" if len(misfits) else ""
+        first = f", first {array[misfits[0]].as_py()!r} in row {before + misfits[0]}" if len(misfits) else ""
         raise DataError(
             f"Label column {field.name} holds {array.type} values that do not fit {field.dtype}, which service "
-            f"{service.name} reads there, in {len(misfits):,} of {len(array):,} rows{first}; "
+            f"{service.name} reads there, in {len(misfits):,} of {before + len(array):,} rows{first}; "
             f"convert it, for example with {_REMEDIES[field.dtype].format(field.name)}."
         ) from error
 
@@ -207,32 +296,10 @@ def _misfits(dtype: Dtype, array: pa.Array) -> list[int]:
     return rows
 
 
-def _notes(field: Field, array: pa.Array) -> list[str]:
-    if not pa.types.is_timestamp(array.type):
-        return []
-    notes = []
-    if array.type.tz is None:
-        notes.append(f"Label column {field.name} has no time zone: its times were taken as UTC.")
-    if array.type.unit == "ns":
-        finer = int((pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False) % 1000 != 0).sum())
-        if finer:
-            notes.append(f"Label column {field.name} is finer than a microsecond in {finer:,} rows: they were floored.")
-    return notes
-
-
-def _check_present(name: str, values: Column) -> None:
-    absent = np.flatnonzero(~values.valid)
-    if len(absent):
+def _check_present(name: str, values: pa.Array, before: int) -> None:
+    if values.null_count:
+        first = before + int(pc.index(values.is_null(), True).as_py())
         raise DataError(
-            f"Label column {name} is null in {len(absent):,} of {len(values):,} rows, first in row {int(absent[0])}; "
+            f"Label column {name} is null in {values.null_count:,} of {before + len(values):,} rows, first in row {first}; "
             "every label needs its keys and its time: drop these rows or fill them in."
         )
-
-
-def _evidence(table: pa.Table) -> list[str] | None:
-    if EVIDENCE_COLUMN not in table.column_names:
-        return None
-    values = to_column("String", conform("String", _one_chunk(table.column(EVIDENCE_COLUMN)), EVIDENCE_COLUMN))
-    _check_present(EVIDENCE_COLUMN, values)
-    texts: list[str] = values.values.tolist()
-    return texts

@@ -24,7 +24,7 @@ import pyarrow as pa
 from ingestion.arrow import from_column
 from ingestion.offline import Refused
 from ingestion.scan import batches, refused_once
-from tally.columns import Column
+from tally.columns import Column, concatenate
 from tally.layout import EVIDENCE_COLUMN
 from training.asks import Questions
 from training.join import TiedRowsError
@@ -77,6 +77,13 @@ class Partitioned:
             count = table.num_rows
             found = [self._answers[position].chunk(number, count) for position in range(len(self._answers))]
             yield table, self._questions.outputs(self.labels.columns(table, request), found, count)
+
+    def in_memory(self) -> tuple[pa.Table, dict[str, Column]]:
+        """All labels, and the service's outputs for them."""
+        chunks = list(self.tables())
+        labels = pa.concat_tables([table for table, _ in chunks]).combine_chunks()
+        names = [field.name for field in self._questions.service.outputs]
+        return labels, {name: concatenate([columns[name] for _, columns in chunks]) for name in names}
 
     def join(self, work: Sequence[ViewWork], joiner: Joiner, progress: Progress | None) -> None:
         """Answer all labels that were added. Raises as `training.engine.features`."""
