@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-import numpy as np
-
 from ingestion.offline import Rows
 from tally.columns import Column
 from tally.errors import TallyError
 from tally.plan import View
-from training.keys import key_codes, partition_of
+from training.keys import key_codes
 from training.point_in_time import latest_rows, window_features
 from training.timeline import Instants, Positions, Timeline, timeline
 from training.visibility import ByArrival, ByFences, ByVersion, LatestVisibility, WindowVisibility
@@ -48,13 +46,6 @@ class Ask:
         self.features = features
         self.mode = mode
         self.evidence = evidence
-
-    def take(self, positions: Positions) -> Ask:
-        """The labels at `positions`."""
-        evidence = None if self.evidence is None else [self.evidence[i] for i in positions.tolist()]
-        return Ask(
-            [key.take(positions) for key in self.keys], self.as_of[positions], self.features, self.mode, evidence
-        )
 
 
 def join(view: View, rows: Rows, asks: Sequence[Ask]) -> list[dict[str, Column]]:
@@ -102,27 +93,3 @@ def _latest_visibility(
     if ask.evidence is None:
         return ByArrival(line, rows.arrival, ask.as_of)
     return ByVersion(line, rows.a, rows.b, [seen["version"] if seen else None for seen in ask.evidence], packed)
-
-
-def split_rows(view: View, rows: Rows, parts: int) -> list[Rows]:
-    """The rows of each part, by key. Rows and labels of one key are in one part."""
-    if parts == 1:
-        return [rows]
-    return [rows.take(chosen) for chosen in _by_part([rows.columns[key.name] for key in view.keys], parts)]
-
-
-def split_labels(ask: Ask, parts: int) -> tuple[list[Ask], Positions]:
-    """(labels of each part, where each label is found once the parts' answers stand one after the other)."""
-    count = len(ask.as_of)
-    if parts == 1:
-        return [ask], np.arange(count)
-    chosen = _by_part(ask.keys, parts)
-    back = np.empty(count, np.int64)
-    back[np.concatenate(chosen)] = np.arange(count)
-    return [ask.take(positions) for positions in chosen], back
-
-
-def _by_part(key: Sequence[Column], parts: int) -> list[Positions]:
-    part = partition_of(key, parts)
-    order = np.argsort(part, kind="stable")
-    return np.split(order, np.searchsorted(part[order], np.arange(1, parts)))

@@ -24,7 +24,8 @@ from tally.time import DAY, HOUR, MINUTE, SECOND
 from tally.windows import Window
 from tests import oracle
 from tests.oracle import Event
-from training.join import Ask, join, split_labels, split_rows
+from training.join import Ask, join
+from training.keys import partition_of
 
 SOURCE = Source("events", "EVENTS", "", "", "at", "", "events", ())
 KEYS = (Field("place", "String"), Field("number", "Int64"))
@@ -260,10 +261,17 @@ def test_order_and_parts_do_not_matter(mode: str, case: tuple[list[Event], list[
     for view in (MORTAL, WINDOWED):
         whole = join(view, rows_of(view, events), [ask(view, labels, mode)])[0]
         assert same_bits(whole, join(view, rows_of(view, shuffled), [ask(view, labels, mode)])[0])
-        pieces, back = split_labels(ask(view, labels, mode), parts)
+        rows = rows_of(view, shuffled)
+        row_part = partition_of([rows.columns[key.name] for key in view.keys], parts)
+        label_part = partition_of(ask(view, labels, mode).keys, parts)
+        back = np.argsort(np.argsort(label_part, kind="stable"), kind="stable")
         answers = [
-            join(view, part, [piece])[0]
-            for part, piece in zip(split_rows(view, rows_of(view, shuffled), parts), pieces, strict=True)
+            join(
+                view,
+                rows.take(np.flatnonzero(row_part == part)),
+                [ask(view, [label for label, own in zip(labels, label_part, strict=True) if own == part], mode)],
+            )[0]
+            for part in range(parts)
         ]
         joined = {
             name: Column(
