@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -48,7 +49,9 @@ T = TypeVar("T")
 _Schema = tuple[tuple[Field, ...], Encoding]
 """What decides what a message says: sources of one topic that agree on it are decoded once."""
 
-MAX_BATCH: Final = 50_000
+MAX_BATCH: Final = 200_000
+"""A worker that is behind takes all that librdkafka has fetched, at most 64 MiB: the more events of an entity are in a batch,
+the less each of them costs. One that keeps up takes what has come since the last batch, which is little."""
 POLL_SECONDS: Final = 0.1
 COMMIT_SECONDS: Final = 1.0
 REPORT_SECONDS: Final = 10.0
@@ -87,8 +90,8 @@ class _Batch:
 def _only_for(messages: Sequence[Message]) -> dict[int, str]:
     """The rows that count for one view only, and which (`tally.events.FOR_VIEW`)."""
     result = {}
-    for row, message in enumerate(messages):
-        for name, value in message.headers() or ():
+    for row, headers in enumerate(map(Message.headers, messages)):
+        for name, value in headers or ():
             if name == FOR_VIEW and value:
                 result[row] = value.decode(errors="replace")
     return result
@@ -436,8 +439,7 @@ class _Worker:
     def _batch(self, received: Sequence[Message]) -> None:
         by_topic: dict[str, list[Message]] = {}
         ends: dict[Place, int] = {}
-        for message in received:
-            error = message.error()
+        for message, error in zip(received, map(Message.error, received), strict=True):
             if error is None:
                 by_topic.setdefault(message.topic(), []).append(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
@@ -461,8 +463,8 @@ class _Worker:
 
     def _apply_topic(self, topic: str, messages: Sequence[Message]) -> dict[Place, int]:
         """Apply messages of one topic; the offset after the last one of each partition."""
-        partition = np.array([message.partition() for message in messages], np.int64)
-        offset = np.array([message.offset() for message in messages], np.int64)
+        partition = np.fromiter(map(Message.partition, messages), np.int64, len(messages))
+        offset = np.fromiter(map(Message.offset, messages), np.int64, len(messages))
         readers = self._readers[topic]
         reached: dict[Place, int] = {}
         for stretch in stream.rising(partition, offset):
@@ -492,8 +494,9 @@ class _Worker:
         offset: stream.Integers,
     ) -> list[Letter]:
         """Apply messages to every view of their topic; the dead letters among them."""
-        values = [message.value() for message in messages]
-        times = np.array([message.timestamp()[1] for message in messages], np.int64)  # -1: not known
+        values = list(map(Message.value, messages))
+        stamps = map(Message.timestamp, messages)
+        times = np.fromiter(map(itemgetter(1), stamps), np.int64, len(messages))  # ms, -1: not known
         create_time = np.where(times < 0, UNKNOWN_TIME, times * MILLISECOND)
         only_for = _only_for(messages)
         letters: dict[tuple[int, str], str] = {}

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, Final, cast
 
+from hiredis import pack_command
 from redis import Redis, RedisCluster
 from redis import exceptions as errors
 from redis.cluster import ClusterNode
@@ -107,13 +108,36 @@ def _pipelined(redis: Client, commands: Sequence[Command]) -> list[Any]:
     """The reply of each command, or the error instead of it."""
     if isinstance(redis, RedisCluster):
         return _by_node(redis, commands)
+    # What redis-py's own pipeline does, without its 5 us of bookkeeping for each command.
+    pool: Any = redis.connection_pool
     try:
-        with redis.pipeline(transaction=False) as pipe:
-            for command in commands:
-                cast(Any, pipe).execute_command(*command)
-            return list(pipe.execute(raise_on_error=False))
+        connection: Any = pool.get_connection()
     except RAISED as error:
         return [error] * len(commands)
+
+    def ask() -> list[Any]:
+        connection.send_packed_command([b"".join(map(pack_command, commands))])
+        return [_reply(connection) for _ in commands]
+
+    try:
+        # Replies that nobody has read must not answer the next question.
+        replies: list[Any] = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+        return replies
+    except RAISED as error:
+        connection.disconnect()
+        return [error] * len(commands)
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except errors.ResponseError as error:
+        return error
 
 
 def _by_node(redis: RedisCluster, commands: Sequence[Command]) -> list[Any]:

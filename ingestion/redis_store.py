@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +96,7 @@ class LatestWriter:
         return np.array(call(self.redis, commands, self.patience), np.bool_)
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """Tiles of one entity's events: packed EXTENTs by rising partition, newest timestamp (i64 µs), sorted records."""
 
     entity: bytes

@@ -179,13 +179,10 @@ class Deltas:
         firsts = np.flatnonzero(np.diff(self.owner, prepend=-1))
         newest = np.maximum.reduceat(order.timestamp, begins[firsts]).astype("<i8").tobytes()
         entities, layout = self.events.entities, self.events.view.tile_layout
-        names = [entities[entity] for entity in self.events.entity[position[begins[firsts]]].tolist()]
-        return [
-            Delta(name, newest[8 * i : 8 * i + 8], extent, records)
-            for i, (name, extent, records) in enumerate(
-                zip(names, _cut(extents, firsts), layout.pack(self.records, self.starts), strict=True)
-            )
-        ]
+        names = map(entities.__getitem__, self.events.entity[position[begins[firsts]]].tolist())
+        newests = [newest[at : at + 8] for at in range(0, len(newest), 8)]
+        pieces = zip(names, newests, _cut(extents, firsts), layout.pack(self.records, self.starts), strict=True)
+        return list(map(Delta._make, pieces))
 
     def settle(self, replies: Sequence[Reply]) -> tuple[Counts, Events | None]:
         """(what became of the events, those to send again because others of their delta had been applied before)."""
