@@ -35,7 +35,26 @@ class Event:
     values: Mapping[str, Any]
 
 
+SUM_BOUND = 2.0**64
+LONGEST_TEXT = 1024
 Sees = Callable[[Event], bool]
+
+
+def counts(view: View, event: Event) -> bool:
+    """Whether a view counts an event: it has a key, and nothing that a sum or a tile of the view cannot hold."""
+    if any(event.values[key.name] is None for key in view.keys):
+        return False
+    for a in view.aggregations:
+        value = event.values[a.column]
+        if isinstance(value, float) and a.function in ("sum", "mean", "std", "var") and abs(value) >= SUM_BOUND:
+            return False
+        if isinstance(value, str | bytes) and a.function != "count" and _size(value) > LONGEST_TEXT:
+            return False
+    return True
+
+
+def _size(text: str | bytes) -> int:
+    return len(text.encode() if isinstance(text, str) else text)
 
 
 def everything(event: Event) -> bool:

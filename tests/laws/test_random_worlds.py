@@ -1,0 +1,141 @@
+"""Laws 2 to 5 on random worlds: the oracle against the offline engine, Dask, Redis after the stream worker, the client."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+
+from ingestion import stream
+from ingestion.materialize import bootstrap_view
+from ingestion.redis_store import LatestWriter, TileWriter, load_library
+from serving_client import FeatureClient
+from tally.columns import Column, concatenate
+from tally.errors import DataError
+from tests.ingestion.streams import deliveries
+from tests.laws.worlds import World, columns_of, differences, land, worlds
+from tests.oracle import Event
+from training.engine import features
+
+OVERFLOW = r"a sum of integers is outside int64"
+Answer = dict[str, Column]
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
+    """A new offline store each time, gone after its block."""
+    base, number = tmp_path_factory.mktemp("offline"), itertools.count()
+
+    @contextmanager
+    def made() -> Iterator[str]:
+        folder = base / str(next(number))
+        yield str(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Client]:
+    """A small Dask cluster in this process."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def check(world: World, answer: Callable[[], Answer], path: str) -> None:
+    """The answer is the oracle's to the bit; where that has a sum beyond int64, it is refused."""
+    if world.overflows:
+        with pytest.raises(DataError, match=OVERFLOW):
+            answer()
+        return
+    wrong = differences(world, world.labels, answer())
+    assert not wrong, "\n".join([f"{path}:", *wrong, repr(world)])
+
+
+@given(world=worlds(), order=st.randoms(use_true_random=False), parts=st.integers(1, 5), cut=st.integers(0, 10))
+def test_the_offline_engine_is_the_oracle(fresh: Any, world: World, order: Any, parts: int, cut: int) -> None:
+    """Rows landed in any order and batching, keys in any number of parts: the oracle's bits for every label."""
+    shuffled = order.sample(world.events, len(world.events))
+    _offline(fresh, world, shuffled, cut, partitions=parts)
+
+
+@given(world=worlds(), parts=st.sampled_from([1, 2, 3, 7]), cut=st.integers(0, 10))
+def test_a_cluster_is_the_oracle(fresh: Any, cluster: Client, world: World, parts: int, cut: int) -> None:
+    """The same on a Dask cluster, with several partition counts."""
+    _offline(fresh, world, world.events, cut, partitions=parts, client=cluster)
+
+
+def _offline(fresh: Any, world: World, events: Sequence[Event], cut: int, **how: Any) -> None:
+    with fresh() as uri:
+        land(world, uri, events[:cut])
+        land(world, uri, [*events[cut:], *events[cut - 1 : cut + 1]])  # one or two landed twice
+        plan, (keys, as_of) = world.plan, world.label_columns(world.labels)
+        check(world, lambda: features(plan, plan.service("all"), keys, as_of, uri, **how).columns, f"offline, {how}")
+
+
+@given(world=worlds(online=True), data=st.data())
+def test_redis_after_the_stream_is_the_oracle(redis_url: str, world: World, data: st.DataObject) -> None:
+    """However the topic is cut, repeated and interleaved: many rows at once, and one at a time, are the oracle's bits."""
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+        load_library(redis)
+        _deliver(world, redis, data)
+        _ask(world, redis)
+
+
+@given(world=worlds(online=True), data=st.data())
+def test_redis_after_a_bootstrap_is_the_oracle(redis_url: str, fresh: Any, world: World, data: st.DataObject) -> None:
+    """Half from the offline store, then the stream from its beginning: no event counts twice, none is lost."""
+    with Redis.from_url(redis_url) as redis, fresh() as uri:
+        redis.flushall()
+        ends = [data.draw(st.integers(0, 10), label=f"landed of partition {partition}") for partition in range(3)]
+        land(world, uri, [e for e in world.events if e.b < ends[e.a]])
+        for view in world.plan.views:
+            bootstrap_view(world.plan, view, uri, redis)
+        _deliver(world, redis, data)
+        _ask(world, redis)
+
+
+def _deliver(world: World, redis: Redis, data: st.DataObject) -> None:
+    """What the worker does with each micro-batch."""
+    latest, window = world.plan.views
+    rows, tiles = LatestWriter(redis, world.plan.project, latest), TileWriter(redis, world.plan.project, window)
+    topic = [[e for e in world.events if e.a == partition] for partition in range(3)]
+    for batch in data.draw(deliveries(topic)):  # type: ignore[arg-type]
+        for stretch in stream.rising(_ints(batch, "a"), _ints(batch, "b")):
+            some: Sequence[Any] = batch[stretch]
+            if not some:
+                continue
+            columns, partition, offset = columns_of(world, some), _ints(some, "a"), _ints(some, "b")
+            rows.put(*stream.latest_rows(stream.events_of(latest, None, columns, partition, offset)[0]))
+            stream.merge(stream.events_of(window, None, columns, partition, offset)[0], tiles.merge)
+
+
+def _ints(events: Sequence[Any], name: str) -> Any:
+    return np.array([getattr(event, name) for event in events], np.int64)
+
+
+def _ask(world: World, redis: Redis) -> None:
+    plan = world.plan.for_service("all")
+    asked = [{f"k{n}": part for n, part in enumerate(entity)} for entity, _ in world.labels]
+    as_of = [moment for _, moment in world.labels]
+    client = FeatureClient(redis, plan)
+    check(world, lambda: dict(client.get(asked, as_of).columns), "client")
+
+    def one_by_one() -> Answer:
+        rows = [client.get([row], moment).columns for row, moment in zip(asked, as_of, strict=True)]
+        return {name: concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    check(world, one_by_one, "client, one by one")
