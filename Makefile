@@ -32,8 +32,8 @@ demo: install ## real flights through the whole system, ending with the count of
 test: install ## all tests, on servers that they start themselves; ARGS="-k name" is passed on to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-long: install ## the same tests with many more random examples
-	@$(BIN)/python -m pytest --hypothesis-profile=long $(ARGS)
+test-long: install ## the property tests with 2,000 random examples each; EXAMPLES=100000 for hours, ARGS as for test
+	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=long $(ARGS)
 
 lint: install ## style, formatting and strict types
 	@$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -17,8 +19,29 @@ from tests import redis_servers
 hypothesis_settings.register_profile(
     "fast", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-hypothesis_settings.register_profile("long", hypothesis_settings.get_profile("fast"), max_examples=2_000)
+hypothesis_settings.register_profile(
+    "long",
+    hypothesis_settings.get_profile("fast"),
+    max_examples=int(os.environ.get("EXAMPLES", "2000")),
+    print_blob=True,
+)
 hypothesis_settings.load_profile("fast")
+EXAMPLES_OF: dict[str, int] = {}
+"""How many random examples passed in each property test that ran."""
+
+
+def pytest_runtest_makereport(item: pytest.Item) -> None:
+    """Counts the examples that Hypothesis says it ran, the replayed and shrunk ones too."""
+    said = getattr(item, "hypothesis_statistics", "")
+    if said:
+        EXAMPLES_OF[item.nodeid] = sum(map(int, re.findall(r"(\d+) passing", said)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many examples stand behind the result."""
+    if EXAMPLES_OF:
+        total = sum(EXAMPLES_OF.values())
+        terminalreporter.write_line(f"{total:,} random examples in {len(EXAMPLES_OF)} property tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -85,7 +85,7 @@ def _micros(moment: datetime | None) -> int:
     return 0 if moment is None else (moment - to_datetime(0)) // timedelta(microseconds=1)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=_weather, end=st.sampled_from([NOON - 1, NOON + 1, NOON + 9]))
 def test_latest_rows_equal_a_plain_loop(
     redis: Redis, fresh: Callable[[], str], rows: list[dict[str, Any]], end: int
@@ -172,7 +172,7 @@ _events = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=_events, later=st.lists(st.integers(0, 8 * HOUR), max_size=3))
 def test_windows_equal_plain_loops(
     redis: Redis, fresh: Callable[[], str], events: list[tuple[str, int, int, Any, Any]], later: list[int]

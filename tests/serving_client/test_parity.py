@@ -101,7 +101,7 @@ def assert_equal(rows: FeatureRows, asked: list[dict[str, Any]], as_of: list[int
             assert rows.status[o.name][position] == statuses[o.name], (o.name, one, moment)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     planes=PLANE_ROWS, pairs=PAIR_ROWS, events=EVENTS, asked=st.lists(st.tuples(ASKED, WHEN), min_size=1, max_size=5)
 )
