@@ -17,7 +17,8 @@ from redis import Redis
 
 from ingestion import stream
 from ingestion.materialize import bootstrap_view
-from ingestion.redis_store import LatestWriter, TileWriter, load_library
+from ingestion.redis_calls import load_library
+from ingestion.redis_store import LatestWriter, TileWriter
 from serving_client import FeatureClient
 from tally.columns import Column, concatenate
 from tally.errors import DataError
