@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from ingestion import stream
+from ingestion.arrow import from_columns, to_columns
 from ingestion.materialize import bootstrap_view
 from ingestion.redis_calls import load_library
 from ingestion.redis_store import LatestWriter, TileWriter
@@ -25,7 +26,9 @@ from tally.errors import DataError
 from tests.ingestion.streams import deliveries
 from tests.laws.worlds import World, columns_of, differences, land, worlds
 from tests.oracle import Event
-from training.engine import features
+from training import build
+from training.cluster import Cluster
+from training.partitioned import Local
 
 OVERFLOW = r"a sum of integers is outside int64"
 Answer = dict[str, Column]
@@ -65,25 +68,44 @@ def check(world: World, answer: Callable[[], Answer], path: str) -> None:
     assert not wrong, "\n".join([f"{path}:", *wrong, repr(world)])
 
 
-@given(world=worlds(), order=st.randoms(use_true_random=False), parts=st.integers(1, 5), cut=st.integers(0, 10))
-def test_the_offline_engine_is_the_oracle(fresh: Any, world: World, order: Any, parts: int, cut: int) -> None:
-    """Rows landed in any order and batching, keys in any number of parts: the oracle's bits for every label."""
+@given(world=worlds(), order=st.randoms(use_true_random=False), cut=st.integers(0, 10))
+def test_the_offline_engine_is_the_oracle(fresh: Any, world: World, order: Any, cut: int) -> None:
+    """Rows landed in any order and batching give the oracle's bits for every label."""
     shuffled = order.sample(world.events, len(world.events))
-    _offline(fresh, world, shuffled, cut, partitions=parts)
+    with _landed(fresh, world, shuffled, cut) as uri:
+        check(world, lambda: _built(world, uri), "in memory")
+
+
+@given(world=worlds(), parts=st.integers(1, 5), cut=st.integers(0, 10))
+def test_the_partitioned_join_is_the_oracle(fresh: Any, world: World, parts: int, cut: int) -> None:
+    """The same with keys divided into parts on disk, as where they do not fit into memory."""
+    with _landed(fresh, world, world.events, cut) as uri, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "peak", lambda *_: 1 << 62)
+        patch.setattr(Local, "parts", lambda *_: parts)
+        check(world, lambda: _built(world, uri), f"{parts} parts")
 
 
 @given(world=worlds(), parts=st.sampled_from([1, 2, 3, 7]), cut=st.integers(0, 10))
 def test_a_cluster_is_the_oracle(fresh: Any, cluster: Client, world: World, parts: int, cut: int) -> None:
     """The same on a Dask cluster, with several partition counts."""
-    _offline(fresh, world, world.events, cut, partitions=parts, client=cluster)
+    with _landed(fresh, world, world.events, cut) as uri, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cluster, "parts", lambda *_: parts)
+        check(world, lambda: _built(world, uri, client=cluster), f"{parts} parts on a cluster")
 
 
-def _offline(fresh: Any, world: World, events: Sequence[Event], cut: int, **how: Any) -> None:
+@contextmanager
+def _landed(fresh: Any, world: World, events: Sequence[Event], cut: int) -> Iterator[str]:
     with fresh() as uri:
         land(world, uri, events[:cut])
-        land(world, uri, [*events[cut:], *events[cut - 1 : cut + 1]])  # one or two landed twice
-        plan, (keys, as_of) = world.plan, world.label_columns(world.labels)
-        check(world, lambda: features(plan, plan.service("all"), keys, as_of, uri, **how).columns, f"offline, {how}")
+        land(world, uri, [*events[cut:], *events[max(cut - 1, 0) : cut + 1]])  # one or two landed twice
+        yield uri
+
+
+def _built(world: World, uri: str, **how: Any) -> Answer:
+    keys, as_of = world.label_columns
+    labels = from_columns({**keys, "asked at": Column("UnixTimestamp", as_of, np.ones(len(as_of), np.bool_))})
+    found = build.training_set(world.plan, labels, service="all", offline_uri=uri, timestamp="asked at", **how)
+    return to_columns(world.plan.service("all").outputs, found.to_arrow())
 
 
 @given(world=worlds(online=True), data=st.data())

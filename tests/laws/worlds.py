@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ingestion.arrow import from_columns
 from ingestion.offline import IDENTITY, Extracted, open_table, source_hash, write_table
@@ -152,12 +153,11 @@ class World:
         answers = [self.expected(*label) for label in self.labels]
         return any(isinstance(v, int) and not -(2**63) <= v < 2**63 for one in answers for v in one.values())
 
-    def label_columns(self, labels: Sequence[Label]) -> tuple[dict[str, Column], np.ndarray[Any, np.dtype[np.int64]]]:
-        """(key columns, instants) of labels."""
-        columns = {
-            f"k{n}": column(dtype, [entity[n] for entity, _ in labels]) for n, dtype in enumerate(self.keys)
-        }  # fmt: skip
-        return columns, np.array([as_of for _, as_of in labels], np.int64)
+    @property
+    def label_columns(self) -> tuple[dict[str, Column], NDArray[np.int64]]:
+        """(key columns, instants) of the labels."""
+        keys = {f"k{n}": column(dtype, [entity[n] for entity, _ in self.labels]) for n, dtype in enumerate(self.keys)}
+        return keys, np.array([as_of for _, as_of in self.labels], np.int64)
 
 
 def columns_of(world: World, events: Sequence[Event]) -> dict[str, Column]:
