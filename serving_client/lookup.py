@@ -16,6 +16,7 @@ from serving_client.request import Rows, columns_of, require_keys
 from serving_client.rows import FeatureRows, Read
 from serving_client.status import Status
 from tally import functions, tiles
+from tally.aggregates import Wanted, finalize_all
 from tally.columns import Column, canonical, nulls
 from tally.errors import DataError, UnknownServiceError
 from tally.layout import LatestRows, TileRows, entity_texts, fences_of, row_check, unpack_tiles
@@ -144,14 +145,20 @@ class Lookup:
         ]
         reads: list[Read] = []
         features: list[Mapping[str, Column]] = []
+        windows: list[tuple[int, dict[str, Wanted]]] = []
         for use, positions in zip(self._uses, request.positions, strict=True):
             rows = stored[use.block]
             if isinstance(rows, TileRows):
-                read, columns = _windows(use, rows, positions, as_of)
+                read, wanted = _windows(use, rows, positions, as_of)
+                windows.append((len(features), wanted))
+                columns: dict[str, Column] = {}
             else:
                 read, columns = _latest(use, rows, positions, as_of)
             reads.append(read)
             features.append(columns)
+        values_of = iter(finalize_all([one for _, wanted in windows for one in wanted.values()]))
+        for position, wanted in windows:  # one call for all: a call costs as much as a hundred values
+            features[position] = {feature: next(values_of) for feature in wanted}
         return self._answer(request, as_of, reads, features)
 
     def _stored(self, view: View, values: Sequence[bytes | None], keys: Sequence[bytes]) -> LatestRows | TileRows:
@@ -229,7 +236,7 @@ def _latest(
 
 def _windows(
     use: _Use, stored: TileRows, positions: Positions | None, as_of: Instants
-) -> tuple[Read, dict[str, Column]]:
+) -> tuple[Read, dict[str, Wanted]]:
     found, newest, records, rows = stored.found, stored.newest, stored.records, stored.rows
     if positions is not None:
         found, newest = found[positions], newest[positions]
@@ -237,8 +244,8 @@ def _windows(
         records = records[chosen]
     status = np.where(found, 0, np.uint8(Status.MISSING)).astype(np.uint8)
     status[found & (newest > as_of)] = Status.AHEAD
-    columns = tiles.read(use.view.tile_layout, records, rows, as_of)
-    return Read(use.definition.name, status, found, newest, _Fences(stored, positions)), columns
+    wanted = tiles.states(use.view.tile_layout, records, rows, as_of, use.wanted)
+    return Read(use.definition.name, status, found, newest, _Fences(stored, positions)), wanted
 
 
 def _spread(rows: Positions, count: int, positions: Positions) -> tuple[Positions, Positions]:

@@ -37,7 +37,7 @@ class Column:
     @property
     def complete(self) -> bool:
         """Whether there are no nulls."""
-        return b"\0" not in self.valid.tobytes()  # six times faster than `all` for few rows, as fast for many
+        return all_true(self.valid)
 
     def take(self, positions: NDArray[np.int64], found: Mask | None = None) -> Column:
         """The rows at `positions`; null where `found` is False (positions there are ignored)."""
@@ -77,11 +77,16 @@ class Column:
         return [v if ok else None for v, ok in zip(self.values.tolist(), self.valid.tolist(), strict=True)]
 
 
+def all_true(mask: Mask) -> bool:
+    """As `mask.all()`, in a sixth of its time for few rows; a million take 34 us instead of 17."""
+    return b"\0" not in mask.tobytes()
+
+
 def canonical(dtype: Dtype, values: Values, valid: Mask) -> Column:
     """A column from values of the storage dtype, with nulls zeroed and NaN made null. May reuse `values`."""
     if dtype in ("Float64", "Float32"):
         valid = valid & ~np.isnan(values)
-    if not valid.all():
+    if not all_true(valid):
         values = values.copy()
         values[~valid] = None if dtype in VARIABLE_WIDTH else 0
     return Column(dtype, values, valid)

@@ -11,7 +11,7 @@ of records and cells. In memory a text is a bytes object in its record's field.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -317,64 +317,110 @@ def read(layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[n
 
     `rows` says which of the n rows each record belongs to. Tiles are taken whole: they must hold no event after `as_of`.
     """
-    wanted: dict[str, Wanted] = {}
-    levels, tiles = records["level"], records["tile"].astype(np.int64)
-    for window in dict.fromkeys(a.window for a in layout.aggregations):
-        level = layout.level_of_hop[window.hop]
-        inside = (
-            (levels == level) & (tiles >= window.first_tile(as_of)[rows]) & (tiles <= window.last_tile(as_of)[rows])
-        )
-        visible = np.flatnonzero(inside)
-        owners = rows[visible]
-        for position, (name, (dtype, _)) in enumerate(layout.columns.items()):
-            own = [a for a in layout.aggregations if a.window == window and a.column == name]
-            if not own:
-                continue
-            cells = cells_of(a.function for a in own)
-            state = _merge(records, visible, owners, position, dtype, cells, len(as_of))
-            for a in own:
-                wanted[a.feature] = (a.function, dtype, state, a.feature)
+    wanted = states(layout, records, rows, as_of, [a.feature for a in layout.aggregations])
     return dict(zip(wanted, finalize_all(list(wanted.values())), strict=True))
 
 
-def _merge(
-    records: Records,
-    visible: Positions,
-    rows: Positions,
-    position: int,
-    dtype: Dtype,
-    cells: Sequence[Cell],
-    count: int,
-) -> State:
-    """The state of one column for each of `count` rows, from the records at `visible`, which belong to `rows`."""
-    state = State(np.zeros(count, np.int64), {}, {})
-    for cell in cells:
-        if cell in ("sum", "squares"):
-            state.limbs[cell] = np.zeros((count, limb_count(cell, dtype)), np.int64)
-        else:
-            state.rank[cell] = np.full(count, b"", object) if dtype in VARIABLE_WIDTH else np.zeros(count, np.uint64)
-    counts = records[f"count{position}"][visible].astype(np.int64)
-    filled = counts > 0
-    if not filled.all():
-        visible, rows, counts = visible[filled], rows[filled], counts[filled]
-    if len(rows) == 0:
-        return state
-    starts, stops = _runs(rows)
-    owners = rows[starts]
-    state.count[owners] = np.add.reduceat(counts, starts)
-    for cell in cells:
-        stored = records[f"{cell}{position}"]
-        if cell in ("first", "last"):
-            stored = stored["value"][visible[starts if cell == "first" else stops - 1]]
-            state.rank[cell][owners] = stored
+def states(
+    layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[np.int64], features: Iterable[str]
+) -> dict[str, Wanted]:
+    """As `read`, for some features, before the operation that gives each its value (`aggregates.finalize_all`)."""
+    asked = frozenset(features)
+    order = _Order(layout, records, rows, as_of)
+    wanted: dict[str, Wanted] = {}
+    for position, (name, (dtype, _)) in enumerate(layout.columns.items()):
+        own = [a for a in layout.aggregations if a.column == name and a.feature in asked]
+        if not own:
             continue
-        stored = stored[visible]
-        if cell in ("sum", "squares"):
-            limbs = stored.astype(np.int64)
-            limbs[:, -1] = limbs[:, -1].astype(np.uint32).view(np.int32)  # the top limb is signed
-            state.limbs[cell][owners] = np.add.reduceat(limbs, starts, axis=0)
-        else:
-            extreme = np.minimum if cell == "min" else np.maximum
-            native = stored if dtype in VARIABLE_WIDTH else stored.astype(np.uint64)
-            state.rank[cell][owners] = extreme.reduceat(native, starts)
-    return state
+        cells = cells_of(a.function for a in own)
+        merging = _Merging(records, order.place, position, dtype, cells)
+        for window in dict.fromkeys(a.window for a in own):
+            state = merging.state(*order.bounds(window))
+            for a in own:
+                if a.window == window:
+                    wanted[a.feature] = (a.function, dtype, state, a.feature)
+    return wanted
+
+
+class _Order:
+    """Where records stand by (row, level, tile): `place` are rising integers, one for each record.
+
+    Tiles are counted from the one that holds the row's `as_of`, and all that no window sees are one, so that places are
+    small whatever was stored.
+    """
+
+    def __init__(self, layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[np.int64]) -> None:
+        hops = np.array([*(hop for hop, _ in layout.levels), 1], np.int64)  # the last for levels that there are not
+        self._levels = layout.level_of_hop
+        self._as_of = as_of
+        most = max(length // hop for hop, length in layout.levels) + 2
+        newest = as_of[:, None] // hops
+        self._newest = most + 2 * most * np.arange(newest.size).reshape(newest.shape)
+        levels = np.minimum(records["level"], len(hops) - 1)
+        which = rows * len(hops) + levels
+        back = records["tile"] - newest.ravel()[which]
+        self.place = self._newest.ravel()[which] + np.minimum(np.maximum(back, -most), most - 1)
+
+    def bounds(self, window: Window) -> tuple[Positions, Positions]:
+        """The places of each row at which the window's tiles begin, and end (exclusive)."""
+        newest = self._newest[:, self._levels[window.hop]]
+        return newest + (window.first_tile(self._as_of) - window.last_tile(self._as_of)), newest + 1
+
+
+class _Merging:
+    """The cells of one column, ready to be merged over stretches of records that are not null there."""
+
+    def __init__(self, records: Records, place: Positions, position: int, dtype: Dtype, cells: Sequence[Cell]) -> None:
+        counts = records[f"count{position}"].astype(np.int64)
+        filled = counts > 0
+        if not filled.all():
+            records, place, counts = records[filled], place[filled], counts[filled]
+        self._place = place
+        self._counts = _running(counts)
+        self._dtype = dtype
+        self._sums: dict[Cell, NDArray[np.int64]] = {}
+        self._ranks: dict[Cell, NDArray[Any]] = {}
+        for cell in cells:
+            stored = records[f"{cell}{position}"]
+            if cell in ("sum", "squares"):
+                limbs = np.array(stored.T, np.int64, order="C")
+                limbs[-1] = limbs[-1].astype(np.uint32).view(np.int32)  # the top limb is signed
+                self._sums[cell] = _running(limbs)
+            else:
+                ranks = stored["value"] if cell in ("first", "last") else stored
+                self._ranks[cell] = ranks if dtype in VARIABLE_WIDTH else ranks.astype(np.uint64)
+
+    def state(self, begin: Positions, end: Positions) -> State:
+        """The state of each row, from the records at the places from `begin` to before `end`."""
+        starts, stops = np.searchsorted(self._place, begin), np.searchsorted(self._place, end)
+        state = State(self._counts[stops] - self._counts[starts], {}, {})
+        for cell, running in self._sums.items():
+            state.limbs[cell] = (running[:, stops] - running[:, starts]).T
+        there = np.flatnonzero(stops > starts)
+        for cell, held in self._ranks.items():
+            merged = (
+                np.full(len(begin), b"", object) if self._dtype in VARIABLE_WIDTH else np.zeros(len(begin), np.uint64)
+            )
+            if len(there):
+                merged[there] = _extreme(cell, held, starts[there], stops[there])
+            state.rank[cell] = merged
+        return state
+
+
+def _running(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums of all values before each position along the last axis, and of all."""
+    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1), np.int64)
+    np.cumsum(values, axis=-1, out=sums[..., 1:])
+    return sums
+
+
+def _extreme(cell: Cell, ranks: NDArray[Any], starts: Positions, stops: Positions) -> NDArray[Any]:
+    """The rank that is asked for of each stretch; there is at least one, and none is empty."""
+    if cell == "first":
+        return ranks[starts]
+    if cell == "last":
+        return ranks[stops - 1]
+    bounds = np.column_stack([starts, stops]).ravel()
+    inner = bounds[:-1] if bounds[-1] == len(ranks) else bounds  # a stretch to the end needs no stop
+    found: NDArray[Any] = (np.minimum if cell == "min" else np.maximum).reduceat(ranks, inner)[::2]
+    return found
