@@ -15,6 +15,9 @@ from tally.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".dlq"
+TOPIC, PARTITION, OFFSET = "tally-topic", "tally-partition", "tally-offset"
+REASON, VIEW, DEFINITION = "tally-reason", "tally-view", "tally-definition"
+"""Headers of a letter, behind those that its message had."""
 KAFKA_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.1
 
@@ -23,11 +26,15 @@ _CONSUMER_ONLY: Final = ("group.", "session.", "heartbeat.", "auto.", "enable.",
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A message, why it cannot be used, and for which view (empty: for all)."""
+    """A message, why it cannot be used, for which view (empty: for all), and the hash of the definition that says so.
+
+    That is the view's, or `decoding.schema_hash` where the message does not decode.
+    """
 
     message: Message
     view: str
     reason: str
+    definition: str
 
 
 class DeadLetters:
@@ -54,11 +61,12 @@ class DeadLetters:
             message = letter.message
             headers = [
                 *(message.headers() or []),
-                ("tally-topic", message.topic().encode()),
-                ("tally-partition", str(message.partition()).encode()),
-                ("tally-offset", str(message.offset()).encode()),
-                ("tally-reason", letter.reason.encode()),
-                ("tally-view", letter.view.encode()),
+                (TOPIC, message.topic().encode()),
+                (PARTITION, str(message.partition()).encode()),
+                (OFFSET, str(message.offset()).encode()),
+                (REASON, letter.reason.encode()),
+                (VIEW, letter.view.encode()),
+                (DEFINITION, letter.definition.encode()),
             ]
             while True:
                 try:

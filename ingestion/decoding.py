@@ -13,7 +13,7 @@ from ingestion.avro import AvroDecoder, WriterSchema
 from ingestion.messages import Decoded, decode_table
 from ingestion.protobuf import ProtobufDecoder
 from ingestion.wires import Messages, Wire
-from tally.plan import Encoding, Field, Source
+from tally.plan import Encoding, Field, Source, digest
 
 Decoder = Callable[[Sequence[bytes | None]], Messages]
 """Messages as a table. Raises UnavailableError when that takes a schema registry which cannot be asked."""
@@ -34,6 +34,12 @@ def from_landing(source: Source) -> Decoder:
     if source.encoding.format == "json":
         return partial(decode_table, source.message)
     return partial(wires.landed, wires_of(source.encoding))
+
+
+def schema_hash(source: Source) -> str:
+    """Hash of all that decides whether a message of a source decodes."""
+    fields = [[field.name, field.dtype] for field in source.message]
+    return digest([fields, source.encoding.format, source.encoding.schema])
 
 
 def wires_of(encoding: Encoding) -> tuple[Wire, ...]:

@@ -26,7 +26,7 @@ from ingestion import redis_store, stream
 from ingestion.arrow import to_columns
 from ingestion.avro import WriterSchema
 from ingestion.dead_letters import DeadLetters, Letter
-from ingestion.decoding import Decoder, from_topic
+from ingestion.decoding import Decoder, from_topic, schema_hash
 from ingestion.patience import Patience, StoppedWhileAwayError
 from ingestion.positions import begin
 from ingestion.progress import NAMELESS, advance_progress, is_empty, progress, witness, writer_name
@@ -499,12 +499,13 @@ class _Worker:
         times = np.fromiter(map(itemgetter(1), stamps), np.int64, len(messages))  # ms, -1: not known
         create_time = np.where(times < 0, UNKNOWN_TIME, times * MILLISECOND)
         only_for = _only_for(messages)
-        letters: dict[tuple[int, str], str] = {}
+        letters: list[tuple[int, Letter]] = []
         for schema in dict.fromkeys((reader.source.message, reader.source.encoding) for reader in readers):
             table, good, bad = self._decode(self._decoders[schema], values)
             columns = to_columns(schema[0], table)
-            letters |= {(row, ""): reason for row, reason in bad.items()}
             alike = [reader for reader in readers if (reader.source.message, reader.source.encoding) == schema]
+            own = schema_hash(alike[0].source) if bad else ""
+            letters += [(row, Letter(messages[row], "", reason, own)) for row, reason in bad.items()]
             # One view computes while Redis merges another's deltas.
             batch = _Batch(columns, partition[good], offset[good], create_time[good])
             replays = {int(np.searchsorted(good, row)): view for row, view in only_for.items() if row not in bad}
@@ -514,8 +515,9 @@ class _Worker:
                 counts.refused.update(reason.split(": ")[0] for reason in bad.values())
                 self.summary.views[reader.view.name].add(counts)
                 for row, reason in reasons.items():
-                    letters[int(good[row]), reader.view.name] = reason
-        return [Letter(messages[row], view, reason) for (row, view), reason in sorted(letters.items())]
+                    place = int(good[row])
+                    letters.append((place, Letter(messages[place], reader.view.name, reason, reader.view.hash)))
+        return [letter for _, letter in sorted(letters, key=itemgetter(0))]
 
     def _decode(self, decode: Decoder, values: Sequence[bytes | None]) -> Messages:
         while True:

@@ -13,6 +13,7 @@ import typer
 
 from tally_cli import errors
 from tally_cli.bootstrap import bootstrap
+from tally_cli.dlq import dlq
 from tally_cli.export import export
 from tally_cli.ingest import ingest
 from tally_cli.output import LogHandler
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Data in")(ingest)
 app.command(rich_help_panel="Data in")(bootstrap)
 app.command(rich_help_panel="Data in")(stream)
+app.add_typer(dlq, name="dlq", rich_help_panel="Data in")
 app.command(rich_help_panel="Data out")(export)
 app.command(rich_help_panel="Embedded services")(up)
 app.command(rich_help_panel="Embedded services")(down)
