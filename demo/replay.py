@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from numpy.typing import NDArray
 from redis import Redis
 
-from ingestion.redis_store import progress
+from ingestion.progress import progress
 from tally.plan import Plan
 
 MICROSECONDS_PER_MS = 1000
