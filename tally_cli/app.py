@@ -18,6 +18,7 @@ from tally_cli.export import export
 from tally_cli.ingest import ingest
 from tally_cli.output import LogHandler
 from tally_cli.services import down, status, up
+from tally_cli.sizes import sizes
 from tally_cli.stream import stream
 
 ROOMS = ("tally", "connections", "ingestion", "training", "serving_client", "infra", "tally_cli")
@@ -36,6 +37,7 @@ app.command(rich_help_panel="Data in")(bootstrap)
 app.command(rich_help_panel="Data in")(stream)
 app.add_typer(dlq, name="dlq", rich_help_panel="Data in")
 app.command(rich_help_panel="Data out")(export)
+app.command(rich_help_panel="Data out")(sizes)
 app.command(rich_help_panel="Embedded services")(up)
 app.command(rich_help_panel="Embedded services")(down)
 app.command(rich_help_panel="Embedded services")(status)
