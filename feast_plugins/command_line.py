@@ -16,7 +16,7 @@ def errors_as_sentences() -> None:
     Feast's commands catch nothing, so what we raise would be printed with the traceback of Feast's own calls. Programs
     that use Feast as a library keep theirs.
     """
-    if Path(sys.argv[0]).stem != "feast" or os.environ.get("TALLY_DEBUG"):
+    if not is_command() or os.environ.get("TALLY_DEBUG"):
         return
     before = sys.excepthook
 
@@ -27,3 +27,8 @@ def errors_as_sentences() -> None:
             before(kind, error, trace)
 
     sys.excepthook = show
+
+
+def is_command(name: str = "") -> bool:
+    """Whether this process is a `feast` command (that of this name), and no program that uses Feast as a library."""
+    return Path(sys.argv[0]).stem == "feast" and (not name or name in sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RegistryConfig
 
-from feast_plugins.command_line import errors_as_sentences
+from feast_plugins.command_line import errors_as_sentences, is_command
 from feast_plugins.definitions import compile_plan, read_definitions
 from feast_plugins.services import open_redis
 from infra.repository import plan_path
 from ingestion.redis_store import publish_plan
 from tally.errors import TallyError
 from tally.plan import Plan
+from tally.size import bytes_per_key
 
 errors_as_sentences()  # this class is the first of ours that a `feast` command loads
 
@@ -30,6 +32,7 @@ class TallyRegistryStore(FileRegistryStore):
     def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:
         super().__init__(registry_config, repo_path)
         self._repo = Path(repo_path)
+        self._shown: list[str] = []
 
     def update_registry_proto(self, registry_proto: RegistryProto) -> None:
         """Compile, publish, then write the registry. Raises TallyError subclasses."""
@@ -37,6 +40,15 @@ class TallyRegistryStore(FileRegistryStore):
         plans = [compile_plan(read_definitions(registry_proto, name, self._repo)) for name in projects]
         self._publish([plan for plan in plans if plan.views or plan.functions])
         super().update_registry_proto(registry_proto)
+        if is_command("apply"):
+            self._show_sizes(plans)
+
+    def _show_sizes(self, plans: Sequence[Plan]) -> None:
+        """What keys of each view take in Redis, once in a command."""
+        lines = [f"{view.name}: {bytes_per_key(view)}" for plan in plans for view in plan.views if view.online]
+        if lines and lines != self._shown:
+            self._shown = lines
+            sys.stdout.write("\n".join(["In Redis:", *lines, ""]))
 
     def _publish(self, plans: Sequence[Plan]) -> None:
         if len(plans) > 1:
