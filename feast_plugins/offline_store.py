@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import snowflake.connector
-from deltalake import write_deltalake
+from deltalake import CommitProperties, write_deltalake
 from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
@@ -25,14 +26,20 @@ from feast_plugins.requested import plan_of_service, requested_service
 from feast_plugins.services import settings_of
 from infra.repository import load_plan
 from ingestion.arrow import INSTANT
-from ingestion.offline import open_version, read_columns
-from tally.errors import DataError
+from ingestion.offline import open_table, open_version, read_columns
+from tally.errors import DataError, UnavailableError
+from tally.plan import Service
 from training import TrainingSet, training_set
 
 _FEATURES_WITHOUT_ENTITIES: Final = (
-    "Give an entity frame: a training set has one row for each label, and labels are yours."
+    "Give an entity frame, or SQL that selects one: a training set has one row for each label, and labels are yours."
 )
 _SAVED_TIMESTAMP: Final = "event_timestamp"
+"""The column by which Feast reads a saved dataset."""
+_NO_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+MANIFEST_KEY: Final = "tally_training_set"
+"""In the commit of a saved dataset: the manifest of its rows."""
 
 
 class TallyOfflineStoreConfig(FeastConfigBaseModel):
@@ -73,9 +80,10 @@ class TallyRetrievalJob(RetrievalJob):
         By these Feast reads a saved dataset again, from the column event_timestamp.
         """
         rows = self._to_arrow_internal()
-        if _SAVED_TIMESTAMP in rows.column_names and rows.num_rows:
+        if _SAVED_TIMESTAMP in rows.column_names:
             ends = pc.min_max(rows.column(_SAVED_TIMESTAMP)).as_py()
-            self._metadata.min_event_timestamp, self._metadata.max_event_timestamp = ends["min"], ends["max"]
+            self._metadata.min_event_timestamp = ends["min"] or _NO_TIME
+            self._metadata.max_event_timestamp = ends["max"] or _NO_TIME
         return self._metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
@@ -91,16 +99,39 @@ class TallyRetrievalJob(RetrievalJob):
         return TrainingSet.frame(self.to_arrow(validation_reference=validation_reference, timeout=timeout))
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Keep the rows as the Delta table ``<TALLY_OFFLINE_URI>/<table>`` that `storage` names."""
+        """Keep the rows as the Delta table ``<TALLY_OFFLINE_URI>/<table>`` that `storage` names, with their manifest.
+
+        Raises DataError for another kind of storage, a name that is taken, and rows that Feast could not read again.
+        """
         if not isinstance(storage, SavedDatasetSnowflakeStorage):
             raise DataError(
                 f"{type(storage).__name__} cannot be kept here; use SavedDatasetSnowflakeStorage(table_ref=...)."
             )
         name = storage.snowflake_options.table
+        if not _NAME.fullmatch(name):
+            raise DataError(f"table_ref {name!r} cannot be the name of a saved dataset; use letters, digits, _ and -.")
+        rows = self.to_arrow(timeout=timeout)
+        if _SAVED_TIMESTAMP not in rows.column_names:
+            raise DataError(
+                f"Feast reads a saved dataset by its column {_SAVED_TIMESTAMP}, which these rows do not have; "
+                "give the entity frame's time that name."
+            )
+        existing = open_table(self._offline_uri, name)
+        if existing is not None and MANIFEST_KEY not in existing.history(1)[0]:
+            raise DataError(
+                f"{name} is a table of the offline store and not a saved dataset; choose another table_ref."
+            )
+        if existing is not None and not allow_overwrite:
+            raise DataError(
+                f"There is a saved dataset {name} already; choose another table_ref, or allow_overwrite=True."
+            )
+        manifest = (rows.schema.metadata or {}).get(b"tally", b"{}").decode()
         write_deltalake(
             f"{self._offline_uri}/{name}",
-            self.to_arrow(timeout=timeout),
-            mode="overwrite" if allow_overwrite else "error",
+            rows.replace_schema_metadata(None),
+            mode="overwrite",
+            schema_mode="overwrite",
+            commit_properties=CommitProperties(custom_metadata={MANIFEST_KEY: manifest}),
         )
 
 
@@ -114,7 +145,7 @@ class TallyOfflineStore(OfflineStore):
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
-        entity_df: pd.DataFrame | str | None,
+        entity_df: pd.DataFrame | pa.Table | str | None,
         registry: BaseRegistry,
         project: str,
         full_feature_names: bool = False,
@@ -123,7 +154,8 @@ class TallyOfflineStore(OfflineStore):
     ) -> RetrievalJob:
         """One row for each row of `entity_df` (a frame, or SQL that Snowflake runs), in its order.
 
-        `filter_by_created_timestamp` leaves out what had not arrived yet: ``visibility="as_served"``.
+        SQL has no order of its own: end it with ORDER BY where it matters. `filter_by_created_timestamp` leaves out what
+        had not arrived yet: ``visibility="as_served"``.
         """
         if entity_df is None:
             raise DataError(_FEATURES_WITHOUT_ENTITIES)
@@ -133,20 +165,14 @@ class TallyOfflineStore(OfflineStore):
         offline_uri = settings_of(repo).offline_uri()
 
         def compute() -> pa.Table:
-            labels = entity_df if isinstance(entity_df, pd.DataFrame) else _query(repo, entity_df)
-            if isinstance(labels, pa.Table):
-                timestamp = infer_event_timestamp_from_entity_df(
-                    {name: field.dtype for name, field in labels.slice(0, 0).to_pandas().items()}
-                )
-            else:
-                timestamp = infer_event_timestamp_from_entity_df(dict(labels.dtypes))
+            labels = _selected(repo, entity_df, service) if isinstance(entity_df, str) else entity_df
             return training_set(
                 plan_of_service(plan, service),
                 labels,
                 service=service.name,
                 offline_uri=offline_uri,
                 visibility="as_served" if filter_by_created_timestamp else "event_time",
-                timestamp=timestamp,
+                timestamp=_timestamp(labels),
             ).to_arrow()
 
         keys = [field.name for field in (*service.keys, *service.request)]
@@ -196,6 +222,27 @@ def _rows(
     return read_columns(open_version(offline_uri, name, None), columns, condition)
 
 
-def _query(repo: Path, sql: str) -> pa.Table:
-    with snowflake.connector.connect(**settings_of(repo, "snowflake").snowflake_connect_args()) as connection:
-        return connection.cursor().execute(sql).fetch_arrow_all(force_return_table=True)
+def _timestamp(labels: pd.DataFrame | pa.Table) -> str:
+    """The column of instants, by Feast's rule: event_timestamp, else the only one that holds timestamps."""
+    if isinstance(labels, pa.Table):
+        return str(infer_event_timestamp_from_entity_df(dict(labels.slice(0, 0).to_pandas().dtypes)))
+    return str(infer_event_timestamp_from_entity_df(dict(labels.dtypes)))
+
+
+def _selected(repo: Path, sql: str, service: Service) -> pa.Table:
+    """The rows that Snowflake answers, in its order.
+
+    Snowflake writes names that are not quoted in upper case: columns that the service needs get their own spelling back.
+    """
+    try:
+        with snowflake.connector.connect(**settings_of(repo, "snowflake").snowflake_connect_args()) as connection:
+            rows = connection.cursor().execute(sql).fetch_arrow_all(force_return_table=True)
+    except snowflake.connector.errors.ProgrammingError as error:
+        raise DataError(f"Snowflake refused the SQL of the entities: {error.msg}") from error
+    except snowflake.connector.errors.Error as error:
+        raise UnavailableError(
+            f"Snowflake cannot be asked for the entities ({error.msg}); check SNOWFLAKE_ACCOUNT and its companions."
+        ) from error
+    needed = [*(field.name for field in (*service.keys, *service.request)), _SAVED_TIMESTAMP]
+    spelled = {name.upper(): name for name in needed if name not in rows.column_names}
+    return rows.rename_columns([spelled.get(name, name) for name in rows.column_names])

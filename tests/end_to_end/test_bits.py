@@ -11,12 +11,15 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from feast.infra.offline_stores.snowflake_source import SavedDatasetSnowflakeStorage
 from redis.asyncio import Redis as AsyncRedis
 
+from feast_plugins.offline_store import MANIFEST_KEY
 from infra.local.snowflake_load import load_table
 from serving_client import AsyncFeatureClient, FeatureClient
 from tally.dtypes import Dtype
+from tally.errors import DataError
 from tally.plan import Service
 from tests.end_to_end.bits import Bits, of_columns, of_table, shown
 from tests.end_to_end.world import ENDS, PROJECT, SERVICE, World
@@ -255,6 +258,59 @@ def test_historical_features_of_a_query(world: World, in_feast: Any, asked: pd.D
     table = in_feast.get_historical_features(sql, in_feast.get_feature_service(SERVICE)).to_arrow()
 
     assert of_table(table, list(expected)) == expected
+
+
+def test_sql_as_snowflake_spells_it(world: World, in_feast: Any, asked: pd.DataFrame, expected: Bits) -> None:
+    """Names that SQL does not quote come back in upper case; those that the service needs get their spelling back."""
+    load_table(
+        world.settings, "ASKED_TOO", pa.Table.from_pandas(asked.assign(row=range(len(asked))), preserve_index=False)
+    )
+    names = ", ".join(asked.columns)
+    table = in_feast.get_historical_features(
+        f"SELECT {names}, row FROM ASKED_TOO ORDER BY row", in_feast.get_feature_service(SERVICE)
+    ).to_arrow()
+
+    assert of_table(table, list(expected)) == expected
+    assert "ROW" in table.column_names
+
+
+def test_sql_that_snowflake_refuses(in_feast: Any) -> None:
+    """The error is a sentence with Snowflake's own reason."""
+    job = in_feast.get_historical_features("SELECT * FROM NOWHERE", in_feast.get_feature_service(SERVICE))
+    with pytest.raises(DataError, match=r"Snowflake refused the SQL of the entities: .*NOWHERE"):
+        job.to_arrow()
+
+
+def test_on_demand_features_alone(in_feast: Any, asked: pd.DataFrame, expected: Bits) -> None:
+    """A list that names only on-demand features: they run on stored ones, which Feast returns as well."""
+    wanted = ["hour_of_day:hour_sin", "against_carrier:delay_against_carrier"]
+    table = in_feast.get_historical_features(asked, wanted).to_arrow()
+    names = [name.partition(":")[2] for name in wanted]
+
+    assert of_table(table, names) == {name: expected[name] for name in names}
+
+
+def test_an_empty_entity_frame(in_feast: Any, asked: pd.DataFrame, built: TrainingSet) -> None:
+    """No rows in, no rows out, with the dtypes of a full answer."""
+    job = in_feast.get_historical_features(asked[:0], in_feast.get_feature_service(SERVICE))
+
+    assert len(job.to_df()) == 0
+    names = list(built.columns)
+    assert job.to_arrow().select(names).schema.equals(built.to_arrow().select(names).schema, check_metadata=False)
+
+
+def test_a_saved_dataset_by_full_names(world: World, in_feast: Any, asked: pd.DataFrame, expected: Bits) -> None:
+    """On-demand features and full names are kept too; the table's commit says what the rows were made from."""
+    wanted = references(world.plan.service(SERVICE))
+    job = in_feast.get_historical_features(asked, wanted, full_feature_names=True)
+    in_feast.create_saved_dataset(job, "full", SavedDatasetSnowflakeStorage(table_ref="full"))
+    names = [name.replace(":", "__") for name in wanted]
+    kept = of_table(pa.Table.from_pandas(in_feast.get_saved_dataset("full").to_df()), names)
+    whole = full_names(world, expected)
+    (commit,) = DeltaTable(f"{world.settings.offline_uri()}/full").history(1)
+
+    assert sorted(zip(*kept.values(), strict=True), key=str) == sorted(zip(*whole.values(), strict=True), key=str)
+    assert json.loads(commit[MANIFEST_KEY])["label_rows"] == len(asked)
 
 
 def test_a_saved_dataset(in_feast: Any, asked: pd.DataFrame, expected: Bits) -> None:
