@@ -19,7 +19,7 @@ from rich.progress import Progress as ProgressBar
 import tally
 from infra.repository import load_plan
 from infra.settings import Settings
-from ingestion.offline import table_identity, version_at
+from ingestion.offline import open_version, table_identity, unknown_arrivals, version_at
 from tally.errors import DataError
 from tally.plan import Plan, Service
 from tally.time import from_datetime
@@ -194,8 +194,11 @@ def _built(
     pinned = pinned_versions(questions.plan, questions.service, offline_uri, versions)
     tables = {name: table_identity(offline_uri, name) for name in pinned}
 
+    unknown = _unknown(questions, reader, offline_uri, pinned)
+    notes = (*reader.notes, *_sentences(unknown))
+
     def manifest(rows: int, refused: Mapping[str, Any]) -> dict[str, Any]:
-        return _manifest(questions, reader, rows, pinned, tables, refused)
+        return _manifest(questions, reader, rows, pinned, tables, refused, unknown)
 
     with _reporting(progress=progress) as report:
         if isinstance(labels, pa.Table):
@@ -207,7 +210,7 @@ def _built(
                     questions, few.columns, few.as_of, offline_uri, pinned, evidence=few.evidence, progress=report
                 )
                 made = manifest(len(few.as_of), found.refused)
-                return TrainingSet(labels, found.columns, made, notes=reader.notes, labels_path=reader.path)
+                return TrainingSet(labels, found.columns, made, notes=notes, labels_path=reader.path)
             stored = Partitioned(questions, reader.timestamp)
             stored.labels.add(labels)
         else:
@@ -219,8 +222,8 @@ def _built(
     if needed < limit:  # a cluster answered what would have fitted here
         whole = stored.in_memory()
         stored.close()
-        return TrainingSet(*whole, made, notes=reader.notes, labels_path=reader.path)
-    return TrainingSet.stored(stored, made, notes=reader.notes, labels_path=reader.path)
+        return TrainingSet(*whole, made, notes=notes, labels_path=reader.path)
+    return TrainingSet.stored(stored, made, notes=notes, labels_path=reader.path)
 
 
 def _survey(
@@ -255,6 +258,29 @@ def _versions(plan: Plan, service: Service, offline_uri: str, wanted: OfflineVer
     return {name: version_at(offline_uri, name, moment) for name in sources}
 
 
+def _unknown(
+    questions: Questions, reader: LabelReader, offline_uri: str, versions: Mapping[str, int]
+) -> dict[str, dict[str, int]]:
+    """By view, how many rows do not say when they arrived, and what was taken instead; where that matters."""
+    if questions.mode != "as_served" or reader.evidence:
+        return {}
+    plan = questions.plan
+    found = {}
+    for use in questions.service.views:
+        view = plan.view(use.view)
+        table = open_version(offline_uri, view.source, versions[view.source])
+        found[view.name] = unknown_arrivals(plan, view, table)
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def _sentences(unknown: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return [
+        f"{view}: when {count:,} of its rows arrived is not known ({reason})."
+        for view, reasons in unknown.items()
+        for reason, count in reasons.items()
+    ]
+
+
 def _manifest(
     questions: Questions,
     reader: LabelReader,
@@ -262,6 +288,7 @@ def _manifest(
     versions: Mapping[str, int],
     tables: Mapping[str, str],
     refused: Mapping[str, Any],
+    unknown: Mapping[str, Any],
 ) -> dict[str, Any]:
     plan, service = questions.plan, questions.service
     return {
@@ -278,6 +305,7 @@ def _manifest(
         "label_rows": reader.rows,
         "rows": rows,
         "refused": dict(refused),
+        "unknown": dict(unknown),
         "packages": {name: version(name) for name in _PACKAGES},
         "tally_version": tally.__version__,
     }

@@ -15,7 +15,7 @@ from tally.time import HOUR, MINUTE, from_datetime
 from tests.oracle import Event
 from tests.training import stores
 from tests.training.stores import PLAN, SERVICE, departure, weather
-from training import training_set
+from training import TrainingSet, training_set
 
 NOON = from_datetime(datetime(2013, 3, 1, 12, tzinfo=UTC))
 
@@ -26,8 +26,8 @@ def offline_uri(tmp_path: Any) -> str:
     return str(tmp_path)
 
 
-def ask(uri: str, visibility: Any, at: int = NOON, evidence: Any = None) -> dict[str, Any]:
-    """What one label at `at` is told."""
+def build(uri: str, visibility: Any, at: int = NOON, evidence: Any = None) -> TrainingSet:
+    """The set of one label at `at`."""
     labels = pd.DataFrame(
         {
             "carrier": ["AA"],
@@ -39,7 +39,12 @@ def ask(uri: str, visibility: Any, at: int = NOON, evidence: Any = None) -> dict
     )
     if evidence is not None:
         labels[EVIDENCE_COLUMN] = json.dumps(evidence)
-    found = training_set(PLAN, labels, service=SERVICE, offline_uri=uri, visibility=visibility)
+    return training_set(PLAN, labels, service=SERVICE, offline_uri=uri, visibility=visibility)
+
+
+def ask(uri: str, visibility: Any, at: int = NOON, evidence: Any = None) -> dict[str, Any]:
+    """What one label at `at` is told."""
+    found = build(uri, visibility, at, evidence)
     return {name: column.to_list()[0] for name, column in found.columns.items()}
 
 
@@ -96,6 +101,21 @@ def test_messages_without_a_create_time_count_from_their_landing(offline_uri: st
         "no CreateTime and no time of landing: the event time was taken": 1,
     }
     assert unknown_arrivals(PLAN, PLAN.view("weather_now"), open_version(offline_uri, "weather", None)) == {}
+
+
+def test_what_is_not_known_is_recorded(offline_uri: str) -> None:
+    """As served without evidence, manifest and notes say which rows do not tell their arrival; else there is nothing to say."""
+    sent = [departure("AA", NOON - minutes * MINUTE, 5.0, 0, minutes, NOON) for minutes in (50, 40)]
+    stores.land_departures(offline_uri, sent, created=[NOON, None])
+    stores.land_weather(offline_uri, [REPORTED])
+    found = build(offline_uri, "as_served")
+    assert found.manifest["unknown"] == {"delays": {"no CreateTime: when it had landed was taken": 1}}
+    assert found.notes == (
+        "delays: when 1 of its rows arrived is not known (no CreateTime: when it had landed was taken).",
+    )
+    evidence = {"delays": {"fences": {"0": 99}}, "weather_now": None, "there": None}
+    for known in (build(offline_uri, "event_time"), build(offline_uri, "as_served", evidence=evidence)):
+        assert (known.manifest["unknown"], known.notes) == ({}, ())
 
 
 def test_a_worker_that_lagged_is_known_by_its_evidence(offline_uri: str) -> None:
