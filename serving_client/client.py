@@ -18,9 +18,11 @@ from serving_client.answering import Answering, Extras, moments, now
 from serving_client.cache import Cache, Values
 from serving_client.definition import Said, first, renewed
 from serving_client.forks import renew_after_fork
+from serving_client.lookup import Request
 from serving_client.marks import Fallback
 from serving_client.metrics import Metrics
-from serving_client.reads import may_pass, pauses, reads_of, require_bytes
+from serving_client.one_row import OneRequest
+from serving_client.reads import Reads, may_pass, pauses, reads_of, require_bytes
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
 from serving_client.served_log import ServedLog
@@ -37,8 +39,8 @@ _Read = TypeVar("_Read")
 class FeatureClient:
     """Looks the features of one service up in Redis: one server, Sentinels' master or a cluster.
 
-    Safe to share between threads; a forked child goes on with connections of its own. A lookup is one round trip, on a
-    cluster one to each node. The options, all of them keywords:
+    Safe to share between threads; a forked child of a process that called `connect` opens a client of its own. A lookup is
+    one round trip, on a cluster one to each node. The options, all of them keywords:
 
     - `timeout`: seconds that a lookup may take. A try gets half of it; reads that failed for a reason that may pass (a lost
       connection, a server that is loading, a slot that moves) are asked again until it is over.
@@ -67,11 +69,27 @@ class FeatureClient:
         self._timeout = timeout
         self._answering = Answering(plan, Extras(cache, fallback, log, metrics))
         self._renewing = threading.Lock()
+        self._reopen: Callable[[], Client] | None = None
+        self._opening = threading.Lock()
+        self._abandoned: list[Client] = []
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """See `serving_client.forks`."""
         self._renewing = threading.Lock()
+        if self._reopen is not None:
+            # redis-py's locks may have been held by a thread that the child does not have: it opens a client of its own,
+            # and leaves its parent's alone, which to destroy may also take a lock.
+            self._reads = _Reopening(self._opened_in_child)
+            self._opening = threading.Lock()
+
+    def _opened_in_child(self) -> Reads:
+        with self._opening:
+            if isinstance(self._reads, _Reopening) and self._reopen is not None:
+                self._abandoned.append(self._redis)
+                self._redis = self._reopen()
+                self._reads = reads_of(self._redis)
+            return self._reads
 
     @classmethod
     def connect(
@@ -103,6 +121,7 @@ class FeatureClient:
             plan = first(said, project, service)
             client = cls(redis, plan, timeout=timeout, cache=cache, fallback=fallback, log=log, metrics=metrics)
             client._answering.follow(check_seconds)
+            client._reopen = lambda: open_client(redis_url, timeout / 2)
             return client
         except BaseException:
             redis.close()
@@ -205,6 +224,19 @@ class FeatureClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Reopening:
+    """Reads in a forked child: the first of them opens a client for the child."""
+
+    def __init__(self, opened: Callable[[], Reads]) -> None:
+        self._opened = opened
+
+    def request(self, request: Request | OneRequest) -> Values:
+        return self._opened().request(request)
+
+    def keys(self, keys: Sequence[bytes]) -> Values:
+        return self._opened().keys(keys)
 
 
 def _persist(
