@@ -109,7 +109,7 @@ def test_the_cache_answers_what_it_read(kind: str, stored: Redis, redis_url: str
     assert again.status["count_Int64_long"].tolist() == [Status.CACHED, Status.MISSING, Status.CACHED]
     assert again.status["v_Int64"].tolist() == first.status["v_Int64"].tolist()
     assert [one["delays"] for one in again.evidence] == [{"fences": {3: 0}}, None, {"fences": {3: 0}}]
-    assert again.evidence[0]["planes"] == {"version": [0, 2, 0]}
+    assert (again.evidence[0]["planes"] or {})["version"][:3] == [0, 2, 0]
     (alone,) = (client.get([ASKED]),)
     assert alone.status["count_Int64_long"].tolist() == [Status.CACHED]
     assert client.get([ASKED], 0).evidence[0]["delays"] == {"fences": {3: 1}}
@@ -127,7 +127,7 @@ def test_the_cache_is_bounded(stored: Redis, redis_url: str) -> None:
     assert sorted(key[-2:] for key in cache._stored) == [b"p6", b"p7", b"p8"]
     cache.seconds = -1.0
     put(stored, 7)
-    assert client.get([ASKED]).evidence[0]["planes"] == {"version": [0, 7, 0]}
+    assert (client.get([ASKED]).evidence[0]["planes"] or {})["version"][:3] == [0, 7, 0]
 
 
 # Fallback
