@@ -32,7 +32,7 @@ from ingestion.positions import begin
 from ingestion.progress import NAMELESS, advance_progress, is_empty, progress, witness, writer_name
 from ingestion.redis_calls import ReplacedError, load_library
 from ingestion.redis_store import LatestWriter, TileWriter
-from ingestion.report import Place, Progress, Summary, TopicCounts
+from ingestion.report import Place, Progress, State, Summary, TopicCounts
 from ingestion.stream import Counts
 from ingestion.wires import Messages
 from tally.columns import Column
@@ -109,19 +109,28 @@ def run(
     stop: threading.Event | None = None,
     on_batch: Callable[[Progress], None] | None = None,
     writer_schema: WriterSchema | None = None,
+    state: State | None = None,
 ) -> Summary:
     """Apply the messages of every stream view (or of those named) to Redis until `stop` is set.
 
     With `until_end` the run ends when every message that was in the topics when it began is applied, whichever worker of
     the group did it. `kafka_config` are librdkafka's properties. `writer_schema` asks a schema registry what Avro messages
-    were written with; None: they all have the definition's schema. Raises UnavailableError when Kafka or Redis cannot be
+    were written with; None: they all have the definition's schema. `state` is kept up to date for other threads. Raises UnavailableError when Kafka or Redis cannot be
     reached at the start, NotReadyError for a topic that is missing and for events that neither Redis nor the topic has any
     more (`skip_expired`: goes on without them), DefinitionError for a view that is not a stream.
     """
     views = stream_views(plan, view_names)
     stop = stop or threading.Event()
     worker = _Worker(
-        plan, views, dict(kafka_config), redis, group or f"tally-{plan.project}", stop, on_batch, writer_schema
+        plan,
+        views,
+        dict(kafka_config),
+        redis,
+        group or f"tally-{plan.project}",
+        stop,
+        on_batch,
+        writer_schema,
+        state or State(),
     )
     return worker.run(until_end=until_end, skip_expired=skip_expired)
 
@@ -151,13 +160,15 @@ class _Worker:
         stop: threading.Event,
         on_batch: Callable[[Progress], None] | None,
         writer_schema: WriterSchema | None,
+        state: State,
     ) -> None:
         self._plan, self._redis, self._stop, self._on_batch = plan, redis, stop, on_batch
         self._config, self._group = config, group
         self._servers = str(config.get("bootstrap.servers", ""))
         self._readers: dict[str, list[_Reader]] = {}
         self._decoders: dict[_Schema, Decoder] = {}
-        self._patience = Patience(stop)
+        self.state = state
+        self._patience = Patience(stop, state)
         self._name = writer_name()
         for view in views:
             source = plan.source(view.source)
@@ -178,7 +189,7 @@ class _Worker:
         self._skip_expired = False
         self._committed_at = self._reported_at = 0.0
         self._dead_letters = DeadLetters(config)
-        self.summary = Summary(
+        self.summary = state.summary = Summary(
             {topic: TopicCounts() for topic in self._readers}, {view.name: Counts() for view in views}
         )
 
@@ -289,12 +300,15 @@ class _Worker:
             self._failure = error
             return
         self._next.update(starts)
+        self.state.joined = True
         consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in starts.items()])
         log.info("reading %s", ", ".join(f"{t}[{p}] from {offset}" for (t, p), offset in sorted(starts.items())))
 
     def _starts(self, places: Collection[Place]) -> dict[Place, int]:
         """Where to read each place, by what Redis has; every view's progress is there at least from now on."""
         project = self._plan.project
+        if not places:
+            return {}
         of_views = {
             reader.view.name: progress(self._redis, project, reader.view)
             for readers in self._readers.values()
@@ -350,6 +364,7 @@ class _Worker:
                 break
         for place, offset in positions.items():
             if offset < self._next[place]:
+                self.state.read_again[place[0]] += self._next[place] - offset
                 log.warning(
                     "%s[%d]: Redis lost the effects of %d messages; reading them again",
                     *place,
@@ -387,6 +402,7 @@ class _Worker:
         # The same trouble comes with every attempt to connect, many a second. One that hinders the start is told by the
         # exception that ends it.
         self._last_error = error.str()
+        self.state.kafka_errors[error.name()] += 1
         now = time.monotonic()
         if self._reading and now - self._warned_at.get(error.code(), -REPORT_SECONDS) >= REPORT_SECONDS:
             self._warned_at[error.code()] = now
@@ -419,7 +435,7 @@ class _Worker:
             rest = [] if first is None else self._consumer.consume(MAX_BATCH - 1, 0)
             if self._failure is not None:
                 raise self._failure
-            now = time.monotonic()
+            now = self.state.ticked = time.monotonic()
             try:
                 if first is not None:
                     self._batch([first, *rest])
@@ -432,6 +448,7 @@ class _Worker:
             if now - self._committed_at > COMMIT_SECONDS:
                 self._committed_at = now
                 self._commit(asynchronous=True)
+                self.state.lag = self._lag()
             if now - self._reported_at > REPORT_SECONDS:
                 self._reported_at = now
                 self._report()
@@ -459,7 +476,12 @@ class _Worker:
                 self._advance({place: offset}, self._name)
         count = sum(len(messages) for messages in by_topic.values())
         if count and self._on_batch:
-            self._on_batch(Progress(count, self.summary.consumed, dict(self._next), self._lag()))
+            self.state.lag = self._lag()
+            _, created = next(iter(by_topic.values()))[0].timestamp()
+            age = max(0.0, time.time() - created / 1000) if created >= 0 else None
+            seconds = time.monotonic() - self.state.ticked
+            lag = sum(self.state.lag.values())
+            self._on_batch(Progress(count, seconds, age, self.summary.consumed, dict(self._next), lag))
 
     def _apply_topic(self, topic: str, messages: Sequence[Message]) -> dict[Place, int]:
         """Apply messages of one topic; the offset after the last one of each partition."""
@@ -562,23 +584,22 @@ class _Worker:
         except KafkaException as error:
             log.warning("offsets were not committed (%s); Redis knows how far we are", error.args[0].str())
 
-    def _lag(self, topic: str = "") -> int:
-        lag = 0
+    def _lag(self) -> dict[Place, int]:
+        lag = {}
         for place, offset in self._next.items():
-            if topic and place[0] != topic:
-                continue
             _, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
-            lag += max(0, high - offset)
+            lag[place] = max(0, high - offset)
         return lag
 
     def _report(self) -> None:
+        lag = self._lag()
         for topic, read in self.summary.topics.items():
             log.info(
                 "%s: %d messages read, %d dead letters, lag %d",
                 topic,
                 read.consumed,
                 read.dead_lettered,
-                self._lag(topic),
+                sum(behind for place, behind in lag.items() if place[0] == topic),
             )
         for name, c in self.summary.views.items():
             log.info(

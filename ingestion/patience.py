@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Final
 
+from ingestion.report import State
 from tally.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -25,18 +26,19 @@ class Patience:
     Raises StoppedWhileAwayError as soon as `stop` is set.
     """
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, stop: threading.Event, state: State) -> None:
+        self._stop, self._state = stop, state
         self._lock = threading.Lock()
         self._since = 0.0
         self._said: type[Exception] | None = None
-        self.refusals = 0
 
     def __call__(self, error: UnavailableError) -> None:
         """Wait."""
         now = time.monotonic()
         with self._lock:
-            self.refusals += 1
+            self._state.redis_errors[type(error).__name__] += 1
+            self._state.redis_away = str(error)
+            self._state.ticked = now
             self._since = self._since or now
             if self._said is not type(error):
                 self._said = type(error)
@@ -47,15 +49,10 @@ class Patience:
         if self._stop.wait(pause):
             raise StoppedWhileAwayError from error
 
-    @property
-    def away(self) -> bool:
-        """Whether Redis is away as far as we know."""
-        return self._said is not None
-
     def answered(self) -> None:
         """Redis did what it was asked."""
         if self._said is None:
             return
         with self._lock:
             log.warning("Redis takes writes again, after %.1f s.", time.monotonic() - self._since)
-            self._since, self._said = 0.0, None
+            self._since, self._said, self._state.redis_away = 0.0, None, ""

@@ -31,12 +31,16 @@ Integers = NDArray[np.int64]
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the events of one view. `refused` counts by reason; `consumed` is the sum of all."""
+    """What became of the events of one view. `refused` counts by reason; `consumed` is the sum of all.
+
+    `conflicts` counts deltas of which a part had been applied before, so that the rest was sent again.
+    """
 
     applied: int = 0
     duplicate: int = 0
     too_late: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    conflicts: int = 0
 
     @property
     def consumed(self) -> int:
@@ -49,6 +53,7 @@ class Counts:
         self.duplicate += other.duplicate
         self.too_late += other.too_late
         self.refused.update(other.refused)
+        self.conflicts += other.conflicts
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,7 @@ class Deltas:
                 fences[number] = reply[1:]
         if not fences:
             return counts, None
+        counts.conflicts = len(fences)
         behind = np.zeros(len(replies), np.bool_)
         behind[list(fences)] = True
         fence = np.full(len(self.owner), np.iinfo(np.int64).max)

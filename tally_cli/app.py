@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -16,13 +17,21 @@ from tally_cli.bootstrap import bootstrap
 from tally_cli.dlq import dlq
 from tally_cli.export import export
 from tally_cli.ingest import ingest
-from tally_cli.output import LogHandler
+from tally_cli.output import JsonHandler, LogHandler
 from tally_cli.services import down, status, up
 from tally_cli.sizes import sizes
 from tally_cli.stream import stream
 
 ROOMS = ("tally", "connections", "ingestion", "training", "serving_client", "infra", "tally_cli")
 """Loggers that are heard; what libraries have to say is shown from warnings on."""
+
+
+class LogFormat(StrEnum):
+    """How log records are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 app = typer.Typer(
     name="tally",
@@ -57,6 +66,10 @@ def tally(
     debug: Annotated[
         bool, typer.Option("--debug", envvar=errors.DEBUG_VARIABLE, help="Show tracebacks and debug logs.")
     ] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", envvar="TALLY_LOG_FORMAT", help="Lines for people, or JSON for machines."),
+    ] = LogFormat.TEXT,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -79,7 +92,9 @@ def tally(
     Exit codes: 0 good, 1 failed work, 2 wrong usage.
     """
     os.environ[errors.DEBUG_VARIABLE] = "1" if debug else ""
-    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()])
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[JsonHandler() if log_format is LogFormat.JSON else LogHandler()]
+    )
     for room in ROOMS:
         logging.getLogger(room).setLevel(logging.DEBUG if debug else logging.INFO)
 

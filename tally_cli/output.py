@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -24,6 +27,22 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         ERR.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+class JsonHandler(logging.Handler):
+    """Log records on stderr as one JSON object a line, for collectors: time (RFC 3339, UTC), level, logger, message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        document = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            document["exception"] = logging.Formatter().formatException(record.exc_info)
+        sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
 
 
 def say(text: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +15,10 @@ import typer
 from tally_cli.output import ERR, counts, say, table
 from tally_cli.repository import DEFAULT_REPO, Repo, chosen_views, open_plan, open_redis, open_registry, settings_with
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
-    from ingestion.report import Progress, Summary
+    from ingestion.report import Progress, State, Summary
 
 
 def stream(
@@ -28,6 +31,10 @@ def stream(
     skip_expired: Annotated[
         bool, typer.Option("--skip-expired", help="Go on without events that Kafka deleted before they were read.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", metavar="PORT", help="Serve /metrics, /health and /ready there; 0: a free one."),
+    ] = None,
     repo: Repo = DEFAULT_REPO,
 ) -> None:
     """Apply events from Kafka to the windows and latest rows in Redis, each once, until stopped.
@@ -45,16 +52,23 @@ def stream(
     settings = settings_with(repo, "redis", "kafka")
 
     from ingestion.kafka import run
+    from ingestion.report import State
 
-    with open_redis(settings) as redis, stopped_by_signals() as stop, ERR.status("waiting for Kafka") as line:
+    state = State()
+    with (
+        open_redis(settings) as redis,
+        stopped_by_signals() as stop,
+        observed(state, metrics_port) as observe,
+        ERR.status("waiting for Kafka") as line,
+    ):
 
         def show(progress: Progress) -> None:
+            observe(progress)
             line.update(f"{progress.consumed:,} messages read, {progress.lag:,} to go")
 
-        names = [one.name for one in chosen]
         summary = run(
             plan,
-            names,
+            [one.name for one in chosen],
             settings.kafka_worker_config(),
             redis,
             until_end=until_end,
@@ -62,8 +76,24 @@ def stream(
             stop=stop,
             on_batch=show,
             writer_schema=open_registry(settings),
+            state=state,
         )
     report(summary)
+
+
+@contextmanager
+def observed(state: State, port: int | None) -> Iterator[Callable[[Progress], None]]:
+    """What is to be called after each batch while metrics and health are served at `port`; None: they are not."""
+    if port is None:
+        yield lambda _: None
+        return
+    from ingestion.health import serving
+    from ingestion.metrics import Metrics
+
+    metrics = Metrics(state)
+    with serving(state, metrics, port) as opened:
+        log.info("metrics and health at port %d", opened)
+        yield metrics.on_batch
 
 
 @contextmanager
