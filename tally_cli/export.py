@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.filesize import decimal
 
 from tally_cli.errors import UsageError
 from tally_cli.output import bars, counts, say
@@ -116,7 +117,10 @@ def export(
         raise UsageError(f"There is no folder {out.parent} for the training set; make it, or choose another --out.")
 
     from training import build_training_set, rebuild_training_set
+    from training.manifest import Manifest
 
+    # Read now: --out may be the file that it lies beside.
+    then = None if from_manifest is None else Manifest.read(from_manifest).export.get("sha256")
     began = time.monotonic()
     name = service or str(from_manifest)
     with bars([name]) as progress:
@@ -137,18 +141,21 @@ def export(
             )
     written = dataset.to_parquet(out)
     say(f"{out}: {len(dataset):,} rows x {len(written['nulls'])} features in {time.monotonic() - began:.1f} s")
-    for what, text in _summary(dataset, written, from_manifest):
+    for what, text in _summary(dataset, written):
         say(f"  {what:<11} {text}")
+    if from_manifest is not None:
+        say(f"  {'again':<11} {_compared(then, written['sha256'])}")
 
 
 def _version(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 
-def _summary(dataset: TrainingSet, written: dict[str, Any], from_manifest: Path | None) -> Iterator[tuple[str, str]]:
+def _summary(dataset: TrainingSet, written: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What a user wants to know of an export, as (subject, text)."""
     made = dataset.manifest
-    yield "definition", f"{made['service']} {dataset.definition[:8]}, visibility {made['visibility']}"
+    by = " by the labels' evidence" if made["evidence"] else ""
+    yield "definition", f"{made['service']} {dataset.definition[:8]}, visibility {made['visibility']}{by}"
     yield "read", ", ".join(f"{name} version {number}" for name, number in made["offline_versions"].items())
     empty = [name for name, nulls in written["nulls"].items() if nulls and nulls == len(dataset)]
     if empty:
@@ -159,12 +166,11 @@ def _summary(dataset: TrainingSet, written: dict[str, Any], from_manifest: Path 
             yield "left out", f"rows of {view}: {counts(reasons)}"
     for note in written["notes"]:
         yield "note", note
-    if from_manifest is not None:
-        from training.manifest import Manifest
+    yield "file", f"{decimal(written['bytes'])}, SHA-256 {written['sha256'][:16]}; manifest beside it"
 
-        then = Manifest.read(from_manifest).export.get("sha256")
-        yield (
-            "again",
-            "byte for byte" if then == written["sha256"] else "the same rows; other packages wrote other bytes",
-        )
-    yield "file", f"{written['bytes'] / 1e6:,.1f} MB, SHA-256 {written['sha256'][:16]}; manifest beside it"
+
+def _compared(then: str | None, now: str) -> str:
+    """How a file that was made again is to the first one, by the SHA-256 of both."""
+    if then is None:
+        return "its manifest lies beside no file, so the rows could not be compared"
+    return "byte for byte" if then == now else "the same rows; other packages wrote other bytes"

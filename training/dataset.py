@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ingestion.arrow import from_column
 from tally.columns import Column
-from tally.errors import UnavailableError
+from tally.errors import DataError, UnavailableError
 from training.digests import TableDigest
 from training.files import replacing
 from training.manifest import EXPORT, manifest_path
@@ -157,14 +157,21 @@ class TrainingSet:
 
         Both are written aside and take their places together at the end. When something fails (a full disk), neither is
         there, and files of an earlier export are as they were. The same training set is always the same bytes. Returns
-        what the manifest says of the file. Raises UnavailableError where `path` cannot be written.
+        what the manifest says of the file. Raises UnavailableError where `path` cannot be written, DataError for a label
+        column of a type that Parquet does not have.
         """
         target = Path(path)
         if not target.parent.is_dir():
             raise UnavailableError(f"There is no folder {target.parent} for the training set; make it first.")
         # The rows take their place first: a manifest never speaks of a file that is not there yet.
         with replacing(manifest_path(target)) as beside, replacing(target) as aside:
-            rows_digest, nulls = self._write(aside)
+            try:
+                rows_digest, nulls = self._write(aside)
+            except pa.ArrowNotImplementedError as error:
+                raise DataError(
+                    f"A label column has no form in Parquet ({error}), so nothing was written to {target}; "
+                    "convert it to another type, or drop it from the labels."
+                ) from error
             with aside.open("rb") as written:
                 file_digest = hashlib.file_digest(written, "sha256").hexdigest()
             export: dict[str, Any] = {

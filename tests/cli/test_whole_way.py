@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def test_ingest_bootstrap_export(
     repeated = tally(
         "export", "--from-manifest", f"{out}.manifest.json", "--out", tmp_path / "2.parquet", "--repo", repo
     )
+    document = json.loads(Path(f"{out}.manifest.json").read_text())
+    assert document.pop("export")["labels"] == str(tmp_path / "labels.parquet")
+    (tmp_path / "kept.json").write_text(json.dumps(document))
+    from_memory = tally(
+        *("export", "--from-manifest", tmp_path / "kept.json", "--labels", tmp_path / "labels.parquet"),
+        *("--out", out, "--repo", repo),
+    )
     older = tally(
         *("export", "fare", "--labels", tmp_path / "labels.parquet", "--out", tmp_path / "3.parquet", "--repo", repo),
         *("--offline-version", "2001-01-01T00:00:00Z"),
@@ -81,6 +89,7 @@ def test_ingest_bootstrap_export(
     assert f"{out}: 2 rows x 2 features" in exported.out
     assert "rides version 0, weather version 0" in exported.out
     assert "byte for byte" in repeated.out
+    assert "could not be compared" in from_memory.out
     assert (tmp_path / "2.parquet").read_bytes() == out.read_bytes()
     assert older.code == 1
     assert "no version as old as 2001-01-01" in older.err

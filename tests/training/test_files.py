@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tally.columns import Column
-from tally.errors import UnavailableError
+from tally.errors import DataError, UnavailableError
 from training import TrainingSet
 from training.files import replacing
 
@@ -83,6 +83,14 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     """A process that may write no file of that size says so and leaves nothing."""
     with pytest.raises(UnavailableError, match=r"t\.parquet could not be written \(File too large\)"):
         a_set().to_parquet(tmp_path / "t.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_that_parquet_does_not_have(tmp_path: Path) -> None:
+    """A label column that cannot be kept is an error of the labels, and leaves nothing."""
+    spans = pa.table({"span": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
+    with pytest.raises(DataError, match=r"no form in Parquet .*interval.*t\.parquet; convert it"):
+        TrainingSet(spans, {}, {"service_hash": ""}).to_parquet(tmp_path / "t.parquet")
     assert list(tmp_path.iterdir()) == []
 
 
