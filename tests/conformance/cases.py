@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import random
 import struct
@@ -10,6 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import fastavro
+
+from tests.conformance.repo import row_messages
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -46,6 +51,9 @@ LATEST = {
     "r_f64": "Float64", "r_f32": "Float32", "r_i64": "Int64", "r_i32": "Int32", "r_b": "Bool", "r_s": "String",
     "r_y": "Bytes", "r_t": "UnixTimestamp",
 }  # fmt: skip
+AVRO = {name.replace("r_", "a_"): dtype for name, dtype in LATEST.items()}
+PROTOBUF = {name.replace("r_", "p_"): dtype for name, dtype in LATEST.items()}
+"""The same rows, in two other formats."""
 FADING = {"temperature": "Float64", "reading": "Int64", "note": "String"}
 LASTING = {
     "level": "Int64", "ratio": "Float32", "small": "Int32", "flag": "Bool", "name": "String",
@@ -76,6 +84,36 @@ class Message:
             name: iso(item) if name in ("event_timestamp", "ts", "r_t") else item for name, item in self.fields.items()
         }
         return self.raw or json.dumps(texts).encode()
+
+
+def as_avro(message: Message) -> bytes:
+    """A latest row in Avro."""
+    schema = json.loads(row_messages.AVRO)
+    for described in schema["fields"]:
+        if isinstance(described["type"], dict):
+            described["type"].pop("logicalType", None)
+    schema["fields"] = [
+        {**f, "type": ["null", "long"]} if f["name"] == "a_t" else f for f in schema["fields"]
+    ]  # integers as they are
+    values = {name.replace("r_", "a_"): value for name, value in message.fields.items()} | {"nested": {"x": 1}}
+    if values.get("a_y") is not None:
+        values["a_y"] = base64.b64decode(values["a_y"])
+    buffer = io.BytesIO()
+    fastavro.schemaless_writer(buffer, fastavro.parse_schema(schema), values)
+    return buffer.getvalue()
+
+
+def as_protobuf(message: Message) -> bytes:
+    """A latest row in Protobuf, behind a schema registry's frame."""
+    values = {name.replace("r_", "p_"): value for name, value in message.fields.items() if value is not None}
+    values["micros"] = values.pop("event_timestamp")
+    instant = values.pop("p_t", None)
+    if "p_y" in values:
+        values["p_y"] = base64.b64decode(values["p_y"])
+    row: Any = row_messages.Row(**values)
+    if instant is not None:
+        row.p_t.seconds, row.p_t.nanos = instant // SECOND, instant % SECOND * 1000
+    return b"\0\0\0\0\7\0" + row.SerializeToString()
 
 
 @dataclass(frozen=True)

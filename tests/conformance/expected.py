@@ -14,8 +14,10 @@ from typing import Any
 
 from tests import oracle
 from tests.conformance import cases
-from tests.conformance.cases import CODES, DTYPES, FADING, FUNCTIONS, LASTING, LATEST, WINDOWS, Query
+from tests.conformance.cases import AVRO, CODES, DTYPES, FADING, FUNCTIONS, LASTING, LATEST, PROTOBUF, WINDOWS, Query
 
+LATEST_VIEWS = {"latest": LATEST, "latest_avro": AVRO, "latest_protobuf": PROTOBUF}
+MILLISECOND = 1000
 SUM_BOUND = 2.0**64
 LONGEST_TEXT = 1024
 Keys = tuple[Any, ...]
@@ -36,7 +38,7 @@ class Truth:
     """All rows of each view by entity key, and how many messages each view must refuse."""
 
     views: dict[str, dict[Keys, list[Row]]] = field(
-        default_factory=lambda: {name: {} for name in ("windows", "pairs", "latest", "fading", "lasting")}
+        default_factory=lambda: {name: {} for name in ("windows", "pairs", *LATEST_VIEWS, "fading", "lasting")}
     )
     refused: dict[str, int] = field(default_factory=lambda: {"windows": 0, "pairs": 0})
     bad: int = 0
@@ -59,6 +61,8 @@ VIEWS_OF: dict[tuple[str, ...], Sequence[str]] = {
     ("windows",): WINDOW_FEATURES,
     ("pairs",): ("pair_sum", "pair_count"),
     ("latest",): (*LATEST, "next_reading", "greeting"),
+    ("latest_avro",): tuple(AVRO),
+    ("latest_protobuf",): tuple(PROTOBUF),
     ("fading",): tuple(FADING),
     ("lasting",): tuple(LASTING),
     ("windows", "fading"): ("score",),
@@ -108,6 +112,24 @@ def add_row(truth: Truth, message: cases.Message, partition: int, offset: int) -
     values = {name: sent.get(name) for name in LATEST}
     row = Row(sent["event_timestamp"], (partition, offset), values, message.wave)
     truth.add("latest", (sent["case"],), row)
+
+
+def add_avro(truth: Truth, message: cases.Message, partition: int, offset: int) -> None:
+    """The same row in Avro."""
+    sent = as_decoded(message.fields)
+    values = {name: sent.get(name.replace("a_", "r_")) for name in AVRO}
+    truth.add("latest_avro", (sent["case"],), Row(sent["event_timestamp"], (partition, offset), values, message.wave))
+
+
+def add_protobuf(truth: Truth, message: cases.Message, partition: int, offset: int) -> None:
+    """The same row in Protobuf: Kafka Connect keeps milliseconds of its timestamps."""
+    sent = as_decoded(message.fields)
+    values = {name: sent.get(name.replace("p_", "r_")) for name in PROTOBUF}
+    if values["p_t"] is not None:
+        values["p_t"] = values["p_t"] // MILLISECOND * MILLISECOND
+    truth.add(
+        "latest_protobuf", (sent["case"],), Row(sent["event_timestamp"], (partition, offset), values, message.wave)
+    )
 
 
 def add_fading(truth: Truth, record: cases.Record) -> None:
@@ -197,7 +219,7 @@ def answer(truth: Truth, query: Query, waves: int = 2) -> Answer:
     keys: dict[str, Keys] = {
         "windows": (asked["case"],),
         "pairs": (asked["left"], asked["right"]),
-        "latest": (asked["case"],),
+        **dict.fromkeys(LATEST_VIEWS, (asked["case"],)),
         "fading": (asked["case"],),
         "lasting": tuple(asked[name] for name in CODES),
     }
@@ -209,7 +231,8 @@ def answer(truth: Truth, query: Query, waves: int = 2) -> Answer:
         values[name] = _window(rows["windows"], column, function, *WINDOWS[window], as_of)
     values["pair_sum"] = _window(rows["pairs"], "i64", "sum", *WINDOWS["1h"], as_of)
     values["pair_count"] = _window(rows["pairs"], "f64", "count", *WINDOWS["1h"], as_of)
-    values |= _latest(rows["latest"], LATEST, as_of, 0)
+    for name, fields in LATEST_VIEWS.items():
+        values |= _latest(rows[name], fields, as_of, 0)
     values |= _latest(rows["fading"], FADING, as_of, cases.FADING_TTL)
     values |= _latest(rows["lasting"], LASTING, as_of, 0)
     return Answer(values | _requested(values, asked), views)

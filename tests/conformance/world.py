@@ -24,6 +24,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient, NewTopic
 from redis import Redis
 
+from infra.local import converters
 from infra.local.connector import land
 from infra.local.snowflake_load import connected, load_table
 from infra.settings import Settings
@@ -49,14 +50,20 @@ from tests.conformance.cases import (
     Record,
     T,
     all_cases,
+    as_avro,
+    as_protobuf,
     unanswerable,
 )
 from tests.conformance.expected import Truth
+from tests.conformance.repo import row_messages
 
 PROJECT = "conformance"
 SERVICE = "everything"
-EVENTS, ROWS = "conformance.events", "conformance.rows"
-LANDING = {EVENTS: "CONFORMANCE_EVENTS", ROWS: "CONFORMANCE_ROWS"}
+EVENTS, ROWS, AVRO, PROTOBUF = (f"conformance.{name}" for name in ("events", "rows", "avro", "protobuf"))
+LANDING = {topic: topic.upper().replace(".", "_") for topic in (EVENTS, ROWS, AVRO, PROTOBUF)}
+CONVERTERS = {AVRO: converters.avro(row_messages.AVRO), PROTOBUF: converters.protobuf(row_messages.Row)}
+VALUES = {EVENTS: Message.value, ROWS: Message.value, AVRO: as_avro, PROTOBUF: as_protobuf}
+"""The bytes of a message, by topic: the latest rows are sent in three formats."""
 MATERIALIZED_UNTIL = T + DAY
 """After every batch row, and before any that has a time to live expires."""
 ARROW: dict[str, pa.DataType] = {
@@ -168,7 +175,7 @@ def _happen(settings: Settings, everything: Sequence[Case], wave: int, truth: Tr
         _create_topics(settings)
     _produce(settings, everything, wave, truth)
     _load_batches(settings, everything, wave, truth)
-    land(settings, LANDING)
+    land(settings, LANDING, converters=CONVERTERS)
 
 
 def _wave_one(world: World) -> None:
@@ -282,9 +289,12 @@ def _produce(settings: Settings, everything: Sequence[Case], wave: int, truth: T
     sent: list[tuple[str, Message]] = []
     for case in everything:
         sent += [(EVENTS, message) for message in case.events if message.wave == wave]
-        sent += [(ROWS, message) for message in case.rows if message.wave == wave]
+        for topic in (ROWS, AVRO, PROTOBUF):
+            sent += [(topic, message) for message in case.rows if message.wave == wave]
     random.Random(wave).shuffle(sent)
-    add = {EVENTS: expected.add_event, ROWS: expected.add_row}
+    add = {
+        EVENTS: expected.add_event, ROWS: expected.add_row, AVRO: expected.add_avro, PROTOBUF: expected.add_protobuf
+    }  # fmt: skip
     producer = Producer({**settings.kafka_config(), "enable.idempotence": True, "linger.ms": 5})
     failures: list[Any] = []
 
@@ -298,7 +308,9 @@ def _produce(settings: Settings, everything: Sequence[Case], wave: int, truth: T
         return note
 
     for topic, message in sent:
-        producer.produce(topic, message.value(), partition=message.partition, on_delivery=delivered(topic, message))
+        producer.produce(
+            topic, VALUES[topic](message), partition=message.partition, on_delivery=delivered(topic, message)
+        )
     assert producer.flush(60) == 0
     assert not failures
 

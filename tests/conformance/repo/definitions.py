@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from conformance_repo import transformations  # type: ignore[import-not-found]  # what tests call a copy of this
+from conformance_repo import row_messages, transformations  # type: ignore[import-not-found]  # what tests call a copy of this
 from feast import (
     Entity,
     FeatureService,
@@ -15,7 +15,7 @@ from feast import (
     StreamFeatureView,
 )
 from feast.aggregation import Aggregation
-from feast.data_format import JsonFormat
+from feast.data_format import AvroFormat, JsonFormat, ProtoFormat
 from feast.types import Bool, Bytes, Float32, Float64, Int32, Int64, PrimitiveFeastType, String, UnixTimestamp
 from feast.value_type import ValueType
 
@@ -56,6 +56,24 @@ rows = KafkaSource(
         "r_s string, r_y binary, r_t timestamp"
     ),
     batch_source=rows_table,
+)
+avro_table = SnowflakeSource(name="avro_rows", table="CONFORMANCE_AVRO", timestamp_field="event_timestamp")
+avro_rows = KafkaSource(
+    name="avro_rows_stream",
+    topic="conformance.avro",
+    kafka_bootstrap_servers="",
+    timestamp_field="event_timestamp",
+    message_format=AvroFormat(row_messages.AVRO),
+    batch_source=avro_table,
+)
+protobuf_table = SnowflakeSource(name="protobuf_rows", table="CONFORMANCE_PROTOBUF", timestamp_field="event_timestamp")
+protobuf_rows = KafkaSource(
+    name="protobuf_rows_stream",
+    topic="conformance.protobuf",
+    kafka_bootstrap_servers="",
+    timestamp_field="event_timestamp",
+    message_format=ProtoFormat("conformance_repo.row_messages.Row"),
+    batch_source=protobuf_table,
 )
 fading_table = SnowflakeSource(
     name="fading", table="CONFORMANCE_FADING", timestamp_field="event_timestamp", created_timestamp_column="created"
@@ -162,6 +180,33 @@ latest = StreamFeatureView(
         Field(name="r_t", dtype=UnixTimestamp),
     ],
 )
+ROW = {
+    "f64": Float64,
+    "f32": Float32,
+    "i64": Int64,
+    "i32": Int32,
+    "b": Bool,
+    "s": String,
+    "y": Bytes,
+    "t": UnixTimestamp,
+}
+latest_avro = StreamFeatureView(
+    name="latest_avro",
+    entities=[case],
+    source=avro_rows,
+    timestamp_field="event_timestamp",
+    ttl=timedelta(0),
+    schema=[Field(name="case", dtype=String), *(Field(name=f"a_{name}", dtype=dtype) for name, dtype in ROW.items())],
+)
+latest_protobuf = StreamFeatureView(
+    name="latest_protobuf",
+    entities=[case],
+    source=protobuf_rows,
+    timestamp_field="event_timestamp",
+    ttl=timedelta(0),
+    **as_udf(transformations.timed),
+    schema=[Field(name="case", dtype=String), *(Field(name=f"p_{name}", dtype=dtype) for name, dtype in ROW.items())],
+)
 fading = FeatureView(
     name="fading",
     entities=[case],
@@ -215,5 +260,5 @@ greeting = OnDemandFeatureView(
 
 everything = FeatureService(
     name="everything",
-    features=[windows, pairs, latest, fading, lasting, combined, next_reading, greeting],
+    features=[windows, pairs, latest, latest_avro, latest_protobuf, fading, lasting, combined, next_reading, greeting],
 )

@@ -15,6 +15,11 @@ def event(f64: Floats, divisor: Floats) -> dict[str, Floats]:
     return {"f64": np.where(np.isnan(divisor), f64, f64 / divisor)}
 
 
+def timed(micros: Any) -> dict[str, Any]:
+    """The time of a Protobuf message, whose own timestamps would lose their microseconds on the way to the warehouse."""
+    return {"event_timestamp": micros.filled(0).astype("datetime64[us]")}
+
+
 def combined(f64_sum_1h: Floats, temperature: Floats, weight: Floats) -> dict[str, Any]:
     """Features of a window and of a batch view with a field of the request."""
     return {"score": f64_sum_1h * weight + temperature, "is_heavy": weight > 1.0}
