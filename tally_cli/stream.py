@@ -31,6 +31,12 @@ def stream(
     skip_expired: Annotated[
         bool, typer.Option("--skip-expired", help="Go on without events that Kafka deleted before they were read.")
     ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group", help="The consumer group; tally-PROJECT by default. Another lets two plans run side by side."
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option("--metrics-port", metavar="PORT", help="Serve /metrics, /health and /ready there; 0: a free one."),
@@ -73,6 +79,7 @@ def stream(
             redis,
             until_end=until_end,
             skip_expired=skip_expired,
+            group=group,
             stop=stop,
             on_batch=show,
             writer_schema=open_registry(settings),
