@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ingestion.arrow import from_columns
-from ingestion.offline import IDENTITY, Extracted, open_table, source_hash, write_table
+from ingestion.offline import IDENTITY, Extracted, extracted, open_table, source_hash, write_table
 from tally.columns import column
 from tally.functions import describe
 from tally.plan import (
@@ -168,23 +168,24 @@ def land_departures(
     table = _typed(MESSAGE, events)
     for field, values in reversed(list(zip(IDENTITY, identity, strict=True))):
         table = table.add_column(0, field, pa.array(values).cast(field.type))
-    return _append(offline_uri, DEPARTURES, table)
+    ends: dict[int, int] = {}
+    for event in events:
+        ends[event.a] = max(event.b, ends.get(event.a, event.b))
+    return _append(offline_uri, DEPARTURES, table, ends)
 
 
 def _typed(fields: Sequence[Field], events: Sequence[Event]) -> pa.Table:
     return from_columns({f.name: column(f.dtype, [e.values[f.name] for e in events]) for f in fields})
 
 
-def _append(offline_uri: str, source: Source, table: pa.Table) -> int:
-    known = Extracted(source_hash(PLAN, source), offsets={}, landed={}, instant=None).to_metadata()
+def _append(offline_uri: str, source: Source, table: pa.Table, offsets: Mapping[int, int] | None = None) -> int:
+    there = open_table(offline_uri, source.name)
+    ends = dict(offsets or {})
+    for partition, offset in (extracted(there, source.name).offsets if there else {}).items():
+        ends[partition] = max(offset, ends.get(partition, offset))
+    known = Extracted(source_hash(PLAN, source), offsets=ends, landed={}, instant=None).to_metadata()
     return write_table(
-        offline_uri,
-        source.name,
-        open_table(offline_uri, source.name),
-        table.schema,
-        table.to_batches(),
-        overwrite=False,
-        metadata=known,
+        offline_uri, source.name, there, table.schema, table.to_batches(), overwrite=False, metadata=known
     )
 
 

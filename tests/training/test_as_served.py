@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from ingestion.offline import open_version, unknown_arrivals
+from tally.errors import NotReadyError
 from tally.layout import EVIDENCE_COLUMN
 from tally.time import HOUR, MINUTE, from_datetime
 from tests.oracle import Event
@@ -113,7 +114,7 @@ def test_what_is_not_known_is_recorded(offline_uri: str) -> None:
     assert found.notes == (
         "delays: when 1 of its rows arrived is not known (no CreateTime: when it had landed was taken).",
     )
-    evidence = {"delays": {"fences": {"0": 99}}, "weather_now": None, "there": None}
+    evidence = {"delays": {"fences": {"0": 50}}, "weather_now": None, "there": None}
     for known in (build(offline_uri, "event_time"), build(offline_uri, "as_served", evidence=evidence)):
         assert (known.manifest["unknown"], known.notes) == ({}, ())
 
@@ -126,3 +127,17 @@ def test_a_worker_that_lagged_is_known_by_its_evidence(offline_uri: str) -> None
     assert ask(offline_uri, "as_served")["delay_count_1h"] == 2
     assert ask(offline_uri, "as_served", evidence={"delays": {"fences": {"0": 39}}, **nothing})["delay_count_1h"] == 1
     assert ask(offline_uri, "as_served", evidence={"delays": {"fences": {"0": 40}}, **nothing})["delay_count_1h"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fences", "said"),
+    [({"0": 41}, "partition 0 .* up to offset 41, .* ends at 40"), ({"3": 0}, "partition 3 .* ends at -1")],
+)
+def test_evidence_of_messages_that_have_not_landed(offline_uri: str, fences: dict[str, int], said: str) -> None:
+    """The stream runs ahead of the warehouse: labels that were served from more than there is are not replayed from less."""
+    sent = [departure("AA", NOON - minutes * MINUTE, 5.0, 0, 50 - minutes, NOON - MINUTE) for minutes in (50, 10)]
+    land(offline_uri, sent, [REPORTED])
+    evidence = {"delays": {"fences": fences}, "weather_now": None, "there": None}
+    with pytest.raises(NotReadyError, match=f"{said}; run: tally ingest departures"):
+        ask(offline_uri, "as_served", evidence=evidence)
+    assert ask(offline_uri, "event_time", evidence=evidence)["delay_count_1h"] == 2
