@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
-from benchmarks.definitions import (
-    AT,
-    KEY,
-    TABLE,
-    columns_of,
-    latest_view,
-    plan_of,
-    rows_of,
-    three_windowed_views,
-    topic_source,
+from benchmarks.definitions import KEY, TABLE, latest_view, plan_of, three_windowed_views, topic_source
+from benchmarks.lookup_feast import PANDAS, PYTHON, feast_store, feast_url
+from benchmarks.lookup_load import under_load
+from benchmarks.lookup_world import (
+    asked,
+    check_latest,
+    check_windows,
+    entities,
+    events,
+    latest_rows,
+    store_latest,
+    store_tiles,
 )
-from benchmarks.measure import Call, DifferentAnswersError, Report, Result, Target, in_turns
+from benchmarks.measure import (
+    AsyncCall,
+    Call,
+    DifferentAnswersError,
+    Report,
+    Result,
+    Seconds,
+    Target,
+    in_turns,
+    in_turns_async,
+)
 from infra.local import embedded
-from ingestion.materialize import tile_values
 from ingestion.offline import Rows
 from ingestion.redis_calls import load_library
-from ingestion.redis_store import LatestWriter, TileWriter
-from serving_client import FeatureClient
-from tally.columns import Column, column
+from ingestion.sizes import sizes
+from serving_client import AsyncFeatureClient, FeatureClient
 from tally.functions import describe
-from tally.layout import entity_texts
-from tally.plan import Field, Input, Plan, RequestFunction, View
-from tally.time import DAY, HOUR, SECOND
-from training.join import Ask, join
+from tally.plan import Field, Input, Plan, RequestFunction
 
-ENTITIES: Final = 200
-EVENTS_EACH: Final = 200
-ASKED: Final = 100
-SAMPLES: Final = 5_000
+SAMPLES: Final = 10_000
+QUICK: Final = 10
+ROWS: Final = (1, 10, 100, 1_000)
 VIEWS: Final = ("x", "y", "z")
 MICROSECONDS: Final = 1e6
+PERCENTILES: Final = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
+Bounds = Mapping[tuple[int, str], float]
+"""What is promised: (rows, percentile) -> at most so many times the other side."""
+
+PLAIN_BOUNDS: Final = {(1, "p50"): 1.6, (1, "p99"): 2.0, (100, "p50"): 2.0}
+WINDOW_BOUNDS: Final = {(1, "p50"): 2.5, (100, "p50"): 3.0}
+STARTS: Final = 7
 
 
 def per_weight(x_0: Any, weight: Any) -> dict[str, Any]:
@@ -53,7 +68,7 @@ def per_weight(x_0: Any, weight: Any) -> dict[str, Any]:
 
 def run(*, quick: bool) -> Report:
     """Time the lookups, after each side's answer was checked. Raises DifferentAnswersError."""
-    samples = SAMPLES // 10 if quick else SAMPLES
+    samples = SAMPLES // QUICK if quick else SAMPLES
     with (
         tempfile.TemporaryDirectory() as home,
         embedded(Path(home), ("redis",)) as settings,
@@ -70,211 +85,202 @@ def run(*, quick: bool) -> Report:
             (Field("per_weight", "Float64"),),
         )
         latest = [latest_view(name) for name in VIEWS]
-        stored = {view.name: _latest_rows(rng, view, now) for view in latest}
+        stored = {view.name: latest_rows(rng, view, now) for view in latest}
         with_function = plan_of("bench", TABLE, latest, request)
         for view in latest:
-            _store_latest(redis, with_function, view, stored[view.name])
-        _check_latest(redis, with_function, stored)
-        results += _beside_redis(redis, with_function, "3 views x 8 fields + function", samples, (1.6, 2.0, 2.0))
-
+            store_latest(redis, with_function, view, stored[view.name])
+        check_latest(redis, with_function, stored)
         source = topic_source("events")
         windowed = plan_of("bench", source, three_windowed_views(source))
-        events = _events(rng, windowed.views[0], now)
+        happened = events(rng, windowed.views[0], now)
         for view in windowed.views:
-            _store_tiles(redis, windowed, view, events)
-        _check_windows(redis, windowed, events, now)
-        results += _beside_redis(redis, windowed, "3 views, 8 windows", samples, (2.5, None, 3.0))
+            store_tiles(redis, windowed, view, happened)
+        check_windows(redis, windowed, happened, now)
 
-        # Feast comes last: its import would weigh on what was measured before.
+        for plan, what, bounds in (
+            (with_function, "3 views x 8 fields + function", PLAIN_BOUNDS),
+            (windowed, "3 views, 8 windows", WINDOW_BOUNDS),
+        ):
+            results += _beside_redis(redis, plan, what, samples, bounds)
+            results += asyncio.run(_beside_redis_async(settings.redis_url, plan, what, samples))
         plain = plan_of("bench", TABLE, latest)
-        results += _beside_feast(redis, settings.redis_url, plain, stored, samples)
+        results += under_load(settings.redis_url, windowed, 0.5 if quick else 3.0)
+        results += _starts(3 if quick else STARTS)
+        # Feast comes last: its import would weigh on what was measured before.
+        results += _beside_feast(redis, settings.redis_url, plain, with_function, stored, samples)
     return Report(results, _NOTES)
 
 
 _NOTES: Final = (
     "Ours is get(...).to_dict(), Python values in hand. PING is the shortest round trip that redis-py makes.",
-    "MGET fetches the same bytes in one round trip and leaves them packed: a floor, not a peer.",
+    "MGET fetches the same bytes in one round trip and leaves them packed: a floor, not a peer. All sides parse with hiredis.",
     "Checked before timing: latest rows equal what was written, windows equal the offline join, Feast answers as we do.",
-    "Feast: its SDK and its Redis store, the same rows in plain views; ours beside it has no request function either.",
+    "Feast: its SDK and its Redis store, the same rows in plain views, with an on-demand view where it says so.",
+    "At a fixed rate: from when a lookup was due to its end, so that waiting for the one before counts.",
+    "Start: a new process imports the client (or Feast) and ends; memory is its peak.",
+    "Bytes per entity: MEMORY USAGE of our three keys beside Feast's one hash with the same 24 values.",
 )
 
 
-def _latest_rows(rng: np.random.Generator, view: View, now: int) -> Rows:
-    arrays: dict[str, NDArray[Any]] = {KEY.name: np.arange(ENTITIES), AT.name: np.full(ENTITIES, now - SECOND)}
-    for field in view.fields:
-        floats = field.dtype == "Float64"
-        arrays[field.name] = rng.normal(size=ENTITIES) if floats else rng.integers(0, 1000, ENTITIES)
-    return rows_of(view, columns_of(view, arrays))
+def _asked_of(count: int, samples: int) -> int:
+    """How many samples to take of `count` rows: as many as there is patience for."""
+    return samples if count == 1 else max(50, samples // (4 * count) if count > 10 else samples // 4)
 
 
-def _events(rng: np.random.Generator, view: View, now: int) -> Rows:
-    count = ENTITIES * EVENTS_EACH
-    arrays = {
-        KEY.name: rng.integers(0, ENTITIES, count),
-        AT.name: now - rng.integers(0, DAY + HOUR, count),
-        "amount": np.round(rng.gamma(2.0, 30.0, count), 2),
-    }
-    return rows_of(view, columns_of(view, arrays))
-
-
-def _entities() -> list[bytes]:
-    return entity_texts([_keys(ENTITIES)])
-
-
-def _keys(count: int) -> Column:
-    return column("Int64", np.arange(count))
-
-
-def _store_latest(redis: Redis, plan: Plan, view: View, rows: Rows) -> None:
-    fields = {field.name: rows.columns[field.name] for field in view.fields}
-    values = view.row_layout.pack(rows.timestamp, rows.a, rows.b, fields)
-    LatestWriter(redis, plan.project, view).put(_entities(), values)
-
-
-def _store_tiles(redis: Redis, plan: Plan, view: View, rows: Rows) -> None:
-    codes = rows.columns[KEY.name].values
-    fences = dict.fromkeys(range(4), len(codes))
-    TileWriter(redis, plan.project, view).load(_entities(), tile_values(view, rows, codes, ENTITIES, fences)[1])
-
-
-def _asked(count: int) -> list[dict[str, Any]]:
-    return [{KEY.name: number, "weight": 2.0} for number in range(count)]
-
-
-def _check_latest(redis: Redis, plan: Plan, stored: dict[str, Rows]) -> None:
-    client = FeatureClient(redis, plan)
-    expected = {
-        field.name: stored[view.name].columns[field.name].values for view in plan.views for field in view.fields
-    }
-    expected["per_weight"] = expected["x_0"] / 2.0
-    _equal(client, None, {name: values[:ASKED] for name, values in expected.items()})
-
-
-def _check_windows(redis: Redis, plan: Plan, events: Rows, now: int) -> None:
-    expected: dict[str, NDArray[Any]] = {}
-    for view in plan.views:
-        names = tuple(field.name for field in view.fields)
-        ask = Ask([_keys(ASKED)], np.full(ASKED, now), names, "event_time", None)
-        expected |= {name: answer.values for name, answer in join(view, events, [ask])[0].items()}
-    _equal(FeatureClient(redis, plan), now, expected)
-
-
-def _equal(client: FeatureClient, as_of: int | None, expected: dict[str, NDArray[Any]]) -> None:
-    """Whether many rows and one row answer `expected`, by bits."""
-    many = client.get(_asked(ASKED), as_of)
-    one = client.get(_asked(1), as_of)
-    for name, values in expected.items():
-        if not (
-            many.columns[name].values.tobytes() == values.tobytes()
-            and one.columns[name].values.tobytes() == values[:1].tobytes()
-        ):
-            raise DifferentAnswersError(f"The lookup of {name} does not give what was written; nothing was timed.")
-
-
-def _beside_redis(
-    redis: Redis, plan: Plan, what: str, samples: int, bounds: tuple[float, float | None, float]
-) -> list[Result]:
-    """`bounds`: of one row's p50 and p99 beside PING, and of many rows' p50 beside MGET."""
-    client = FeatureClient(redis, plan)
-    one, many = _asked(1), _asked(ASKED)
-    cases: dict[str, Call] = {
-        "1 row": lambda: client.get(one).to_dict(),
-        "PING": redis.ping,
-        "MGET of 1 row": _mget(redis, plan, 1),
-    }
-    times = in_turns(cases, samples)
-    p50, p99, many_p50 = bounds
-    results = [
-        _result(f"{what}, 1 row, p50, beside PING", times["1 row"], times["PING"], 50, p50),
-        _result(f"{what}, 1 row, p99, beside PING", times["1 row"], times["PING"], 99, p99),
-        _result(f"{what}, 1 row, p50, beside MGET", times["1 row"], times["MGET of 1 row"], 50, None),
-        _result(f"{what}, 1 row, p99, beside MGET", times["1 row"], times["MGET of 1 row"], 99, None),
-    ]
-    cases = {"many": lambda: client.get(many).to_dict(), "MGET": _mget(redis, plan, ASKED)}
-    times = in_turns(cases, samples)
-    return [
-        *results,
-        _result(f"{what}, {ASKED} rows, p50, beside MGET", times["many"], times["MGET"], 50, many_p50),
-        _result(f"{what}, {ASKED} rows, p99, beside MGET", times["many"], times["MGET"], 99, None),
-    ]
-
-
-def _mget(redis: Redis, plan: Plan, count: int) -> Call:
-    keys = [view.prefix(plan.project) + entity for view in plan.views for entity in _entities()[:count]]
-    return lambda: redis.mget(keys)
-
-
-def _result(
-    name: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], percent: int, at_most: float | None
-) -> Result:
-    target = None if at_most is None else Target("ratio", "<=", at_most)
-    return Result(
-        f"lookup: {name}",
-        float(np.percentile(ours, percent)) * MICROSECONDS,
-        float(np.percentile(theirs, percent)) * MICROSECONDS,
-        "us",
-        target,
-    )
-
-
-def _beside_feast(redis: Redis, redis_url: str, plan: Plan, stored: dict[str, Rows], samples: int) -> list[Result]:
+def _beside_redis(redis: Redis, plan: Plan, what: str, samples: int, bounds: Bounds) -> list[Result]:
     client = FeatureClient(redis, plan)
     results = []
-    with tempfile.TemporaryDirectory() as folder:
-        store, features = _feast(Path(folder), redis_url, plan.views, stored)
-        for count, name, at_most in ((1, "1 row", 1 / 5), (ASKED, f"{ASKED} rows", 1 / 20)):
-            rows = _asked(count)
-            entities = [{KEY.name: row[KEY.name]} for row in rows]
-            cases: dict[str, Call] = {
-                "ours": lambda rows=rows: client.get(rows).to_dict(),  # type: ignore[misc]
-                "Feast": lambda entities=entities: store.get_online_features(features, entities).to_dict(),  # type: ignore[misc]
-            }
-            theirs, ours = store.get_online_features(features, entities).to_dict(), client.get(rows).to_dict()
-            if any(theirs[feature] != values for feature, values in ours.items()):
-                raise DifferentAnswersError("Feast's answer is not ours for the same rows; nothing was timed.")
-            times = in_turns(cases, samples)
-            what = f"3 views x 8 fields, {name}"
-            results += [
-                _result(f"{what}, p50, beside Feast", times["ours"], times["Feast"], 50, at_most),
-                _result(f"{what}, p99, beside Feast", times["ours"], times["Feast"], 99, None),
-            ]
+    for count in ROWS:
+        rows = asked(count)
+        cases: dict[str, Call] = {
+            "ours": lambda rows=rows: client.get(rows).to_dict(),  # type: ignore[misc]
+            "PING": redis.ping,
+            "MGET": _mget(redis, plan, count),
+        }
+        times = in_turns(cases, _asked_of(count, samples))
+        label = f"{what}, {count:,} row{'s' if count > 1 else ''}"
+        for other in ("PING", "MGET") if count == 1 else ("MGET",):
+            promised = bounds if other == "PING" or count > 1 else {}
+            results += _compared(label, other, times["ours"], times[other], count, promised)
     return results
 
 
-def _feast(folder: Path, redis_url: str, views: Sequence[View], stored: dict[str, Rows]) -> tuple[Any, list[str]]:
-    """A Feast store with the same rows in its own Redis format (another database of the server), and its features."""
-    import pandas as pd  # not before the lookups that stand alone were timed
-    from feast import Entity, FeatureStore, FeatureView, FileSource, RepoConfig, ValueType
-    from feast import Field as FeastField
-    from feast.types import Float64, Int64
+async def _beside_redis_async(redis_url: str, plan: Plan, what: str, samples: int) -> list[Result]:
+    results = []
+    async with (
+        AsyncFeatureClient(AsyncRedis.from_url(redis_url), plan) as client,
+        AsyncRedis.from_url(redis_url) as redis,
+    ):
+        for count in ROWS:
+            rows, keys = asked(count), _keys(plan, count)
 
-    address = redis_url.removeprefix("redis://").split("/")[0]
-    config = RepoConfig(
-        project="bench",
-        provider="local",
-        registry=str(folder / "registry.db"),
-        online_store={"type": "redis", "connection_string": f"{address},db=1"},
-        offline_store={"type": "file"},
-        entity_key_serialization_version=3,
-    )
-    store = FeatureStore(config=config)
-    entity = Entity(name=KEY.name, join_keys=[KEY.name], value_type=ValueType.INT64)
-    types = {"Float64": Float64, "Int64": Int64}
-    for view in views:
-        rows = stored[view.name]
-        frame = pd.DataFrame({name: rows.columns[name].values for name in (KEY.name, *(f.name for f in view.fields))})
-        frame[AT.name] = pd.to_datetime(rows.timestamp, unit="us", utc=True)
-        path = folder / f"{view.name}.parquet"
-        frame.to_parquet(path)
-        schema = [FeastField(name=f.name, dtype=types[f.dtype]) for f in view.fields]
-        source = FileSource(name=f"{view.name}_rows", path=str(path), timestamp_field=AT.name)
-        feast_view = FeatureView(
-            name=view.name,
-            entities=[entity],
-            schema=[FeastField(name=KEY.name, dtype=Int64), *schema],
-            source=source,
-            ttl=timedelta(0),
+            async def ping() -> object:
+                return await redis.ping()
+
+            async def ours(rows: list[dict[str, Any]] = rows) -> object:
+                return (await client.get(rows)).to_dict()
+
+            async def mget(keys: list[bytes] = keys) -> object:
+                return await redis.mget(keys)
+
+            cases: dict[str, AsyncCall] = {"ours": ours, "PING": ping, "MGET": mget}
+            times = await in_turns_async(cases, _asked_of(count, samples))
+            label = f"{what}, asyncio, {count:,} row{'s' if count > 1 else ''}"
+            other = "PING" if count == 1 else "MGET"
+            results += _compared(label, other, times["ours"], times[other], count, {})
+    return results
+
+
+def _keys(plan: Plan, count: int) -> list[bytes]:
+    return [view.prefix(plan.project) + entity for view in plan.views for entity in entities()[:count]]
+
+
+def _mget(redis: Redis, plan: Plan, count: int) -> Call:
+    keys = _keys(plan, count)
+    return lambda: redis.mget(keys)
+
+
+def _compared(label: str, other: str, ours: Seconds, theirs: Seconds, count: int, bounds: Bounds) -> list[Result]:
+    results = []
+    for name, percent in PERCENTILES.items():
+        if len(ours) < 1_000 and name == "p99.9":
+            continue
+        at_most = bounds.get((count, name))
+        results.append(
+            Result(
+                f"lookup: {label}, {name}, beside {other}",
+                float(np.percentile(ours, percent)) * MICROSECONDS,
+                float(np.percentile(theirs, percent)) * MICROSECONDS,
+                "us",
+                None if at_most is None else Target("ratio", "<=", at_most),
+            )
         )
-        store.apply([entity, feast_view])
-        store.write_to_online_store(view.name, frame)
-    return store, [f"{view.name}:{field.name}" for view in views for field in view.fields]
+    return results
+
+
+def _beside_feast(
+    redis: Redis, redis_url: str, plain: Plan, with_function: Plan, stored: dict[str, Rows], samples: int
+) -> list[Result]:
+    clients = {False: FeatureClient(redis, plain), True: FeatureClient(redis, with_function)}
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        store, features = feast_store(Path(folder), redis_url, plain.views, stored)
+        results += _bytes(redis, redis_url, plain)
+        for on_demand, mode in (("", "plain"), (PYTHON, "Python on-demand view"), (PANDAS, "pandas on-demand view")):
+            references = [*features, f"{on_demand}:{on_demand}"] if on_demand else features
+            client = clients[bool(on_demand)]
+            for count in (1, 100):
+                rows = asked(count)
+                given = [{KEY.name: row[KEY.name]} | ({"weight": 2.0} if on_demand else {}) for row in rows]
+                cases: dict[str, Call] = {
+                    "ours": lambda client=client, rows=rows: client.get(rows).to_dict(),  # type: ignore[misc]
+                    "Feast": lambda r=references, g=given: store.get_online_features(r, g).to_dict(),  # type: ignore[misc]
+                }
+                _require_equal(cases["Feast"](), cases["ours"](), on_demand)
+                times = in_turns(cases, samples if count == 1 else max(100, samples // 50))
+                what = f"3 views x 8 fields, {mode}, {count} row{'s' if count > 1 else ''}"
+                bounds = {(1, "p50"): 1 / 5, (100, "p50"): 1 / 20}
+                results += _compared(what, "Feast", times["ours"], times["Feast"], count, bounds)
+    return results
+
+
+def _require_equal(theirs: Any, ours: Any, on_demand: str) -> None:
+    for feature, values in ours.items():
+        if theirs[on_demand if feature == "per_weight" else feature] != values:
+            raise DifferentAnswersError(f"Feast's {feature} is not ours for the same rows; nothing was timed.")
+
+
+def _bytes(redis: Redis, redis_url: str, plan: Plan) -> list[Result]:
+    """MEMORY USAGE of what an entity's plain views take, and of Feast's hash for the same entity."""
+    with Redis.from_url(feast_url(redis_url)) as feasts:
+        theirs = float(np.mean([feasts.memory_usage(key, samples=0) or 0 for key in feasts.scan_iter(count=1000)]))
+    ours = [size for size in sizes(redis, plan) if size.view in VIEWS]
+    results = [
+        Result(
+            "lookup: bytes per entity, 3 views x 8 fields, beside Feast's hash",
+            sum(size.ours for size in ours),
+            theirs,
+            "bytes",
+            Target("ratio", "<=", 0.4),
+        )
+    ]
+    return [
+        *results,
+        *(Result(f"lookup: bytes per entity, view {s.view} alone", s.ours, s.feast, "bytes") for s in ours),
+    ]
+
+
+_START: Final = """
+import resource, sys, time
+began = time.perf_counter()
+{imports}
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def _starts(times: int) -> list[Result]:
+    """Import alone, in fresh processes: seconds (median) and peak memory."""
+    ours, theirs = [], []
+    for _ in range(times):
+        ours.append(_started("import serving_client"))
+        theirs.append(_started("import feast; from feast.infra.online_stores.redis import RedisOnlineStore"))
+    (our_seconds, our_bytes), (their_seconds, their_bytes) = np.median(ours, axis=0), np.median(theirs, axis=0)
+    return [
+        Result(
+            "lookup: import of the client, beside Feast", our_seconds, their_seconds, "s", Target("ours", "<=", 0.5)
+        ),
+        Result(
+            "lookup: memory after the import, beside Feast",
+            our_bytes / 1e6,
+            their_bytes / 1e6,
+            "MB",
+            Target("ours", "<=", 80),
+        ),
+    ]
+
+
+def _started(imports: str) -> tuple[float, float]:
+    code = _START.format(imports=imports)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, peak = done.stdout.split()
+    return float(seconds), float(peak)

@@ -24,16 +24,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from connections import open_async_client
 from feast_plugins.requested import plan_of_service, requested_service
 from feast_plugins.services import open_redis, settings_of
-from feast_plugins.values import from_values, request_items, to_values
+from feast_plugins.values import add_values, from_values, request_items, to_values
 from infra.repository import load_plan
 from ingestion.redis_store import LatestWriter, mark_view
 from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows
+from serving_client.request import Rows
 from serving_client.rows import Status
-from tally.columns import column, nulls
+from tally.columns import column
 from tally.errors import DataError
 from tally.layout import entity_texts
 from tally.plan import Field, Plan, Service, View, ViewUse, hashed_service
-from tally.time import from_datetime, to_datetime
+from tally.time import SECOND, from_datetime, to_datetime
 
 AS_OF: Final = "event_timestamp"
 """A column of this name among the entity rows asks for the answer as of then, as it does in an entity frame offline."""
@@ -80,7 +81,7 @@ class TallyOnlineStore(OnlineStore):
         """Answer as `FeatureClient.get` does. Raises TallyError subclasses."""
         plan, service = _resolve(config, registry, features, full_feature_names)
         columns, as_of = _columns(service, entity_rows)
-        return _response(service, columns, self._client(config, plan, service).get(columns, as_of))
+        return _response(service, columns, self._client(config, plan, service).get(_rows(columns), as_of))
 
     async def get_online_features_async(
         self,
@@ -96,7 +97,7 @@ class TallyOnlineStore(OnlineStore):
         plan, service = _resolve(config, registry, features, full_feature_names)
         columns, as_of = _columns(service, entity_rows)
         client = self._async_client(config, plan, service)
-        return _response(service, columns, await client.get(columns, as_of))
+        return _response(service, columns, await client.get(_rows(columns), as_of))
 
     def _client(self, config: RepoConfig, plan: Plan, service: Service) -> FeatureClient:
         key = plan.hash, service.hash
@@ -218,26 +219,34 @@ def _columns(service: Service, entity_rows: EntityRows) -> tuple[dict[str, list[
     return columns, request_items("UnixTimestamp", listed[AS_OF], AS_OF)
 
 
+def _rows(columns: dict[str, list[Any]]) -> Rows:
+    """The columns; as a row where there is one, which the client answers fastest."""
+    if columns and all(len(items) == 1 for items in columns.values()):
+        return [{name: items[0] for name, items in columns.items()}]
+    return columns
+
+
 def _response(service: Service, request: Mapping[str, Sequence[Any]], rows: FeatureRows) -> OnlineResponse:
     """Feast's response: the entity keys, then the features, each with values, statuses and event timestamps."""
     response = GetOnlineFeaturesResponse()
-    count = len(rows.as_of)
+    count = len(rows)
+    names = response.metadata.feature_names.val
+    never = [Timestamp()] * count
     for key in service.keys:
-        response.metadata.feature_names.val.append(key.name)
+        names.append(key.name)
         vector = response.results.add()
-        vector.values.extend(to_values(column(key.dtype, request[key.name], key.name)))
+        add_values(vector.values, column(key.dtype, request[key.name], key.name))
         vector.statuses.extend([FieldStatus.PRESENT] * count)
-        vector.event_timestamps.extend([Timestamp()] * count)
-    stamped = {answered: use.name for use in service.views for _, answered in use.features}
+        vector.event_timestamps.extend(never)
+    stamps = {
+        use: [Timestamp(seconds=v // SECOND, nanos=v % SECOND * 1000) for v in values.values.tolist()]
+        for use, values in rows.event_timestamps.items()
+    }
+    stamped = {answered: stamps[use.name] for use in service.views for _, answered in use.features}
     for output in service.outputs:
-        response.metadata.feature_names.val.append(output.name)
+        names.append(output.name)
         vector = response.results.add()
-        vector.values.extend(to_values(rows.columns[output.name]))
-        vector.statuses.extend(_STATUS[Status(s)] for s in rows.status[output.name])
-        stamps = (
-            rows.event_timestamps[stamped[output.name]] if output.name in stamped else nulls("UnixTimestamp", count)
-        )
-        vector.event_timestamps.extend(
-            Timestamp(seconds=v // 1_000_000, nanos=v % 1_000_000 * 1000) for v in stamps.values.tolist()
-        )
+        add_values(vector.values, rows.columns[output.name])
+        vector.statuses.extend([_STATUS[status] for status in rows.status[output.name].tolist()])
+        vector.event_timestamps.extend(stamped.get(output.name, never))
     return OnlineResponse(response)

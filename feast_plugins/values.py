@@ -38,6 +38,17 @@ def to_values(source: Column) -> list[Value]:
     ]
 
 
+def add_values(target: Any, source: Column) -> None:
+    """Append `to_values(source)` to a repeated field, without the copy that `extend` makes of each."""
+    field = _FIELDS[source.dtype]
+    numbers = source.values // SECOND if source.dtype == "UnixTimestamp" else source.values
+    for item, ok in zip(numbers.tolist(), source.valid.tolist(), strict=True):
+        if ok:
+            target.add(**{field: item})
+        else:
+            target.add()
+
+
 def from_values(dtype: Dtype, values: Sequence[Value | None], name: str) -> Column:
     """A column of `dtype` from protobuf values. Raises DataError, naming `name`, when one is of another type."""
     return column(dtype, [None if value is None else opened(value) for value in values], name)
