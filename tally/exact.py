@@ -10,6 +10,7 @@ integers and theirs.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Final
 
@@ -31,13 +32,15 @@ FLOAT_BOUND: Final = 2.0**64
 """Floats that are summed must be smaller than this in magnitude."""
 
 _VELTKAMP: Final = 2.0**27 + 1
+_HALF: Final = np.int64(1 << 31)
+_EXACT_FLOAT: Final = 2**52
 _AT_ONCE: Final = 4096
 _FEW: Final = 48
 """Rows whose variances are made one by one, for which a dozen arrays would cost more."""
 _EXACT_PRODUCT: Final = 2**26
 """Below it, a count times its predecessor is a float64 without rounding."""
 _DOUBT: Final = 2.0**-78
-"""What the arithmetic with pairs of floats may be off by, relatively, and much more."""
+"""More than what arithmetic with pairs of floats is off by, relatively."""
 
 
 def split_floats(values: Floats, limbs: int = FLOAT_LIMBS, lowest: int = FLOAT_LOWEST) -> Limbs:
@@ -110,7 +113,42 @@ def to_float64(limbs: Limbs, lowest: int) -> Floats:
 
 
 def _to_float64(limbs: Limbs, lowest: int) -> Floats:
-    """As `to_float64`, of few rows at once: what is made on the way stays in the processor's cache.
+    """As `to_float64`, of few rows at once: what is made on the way stays in the processor's cache."""
+    high, errors = _cascade(limbs, lowest)
+    low, lost = errors[0], np.zeros(len(limbs), np.bool_)
+    for error in errors[1:]:
+        low, rounded_off = _two_sum(low, error)
+        lost |= rounded_off != 0
+    high, low = _fast_two_sum(high, low)
+    doubtful = lost & ~_is_rounded(high, low)
+    rest = np.flatnonzero(doubtful | (np.abs(limbs[:, -1]) >= _EXACT_FLOAT))
+    if len(rest):
+        high[rest] = _to_float64_by_integers(limbs[rest], lowest)
+    return high
+
+
+def _cascade(limbs: Limbs, lowest: int) -> tuple[Floats, list[Floats]]:
+    """(a float near each row of limbs, what was rounded off, by steps): together they are the row, without error.
+
+    The limbs have any form, the top one below 2^52. With digits of either sign, of at most 2^31 in magnitude, the first that
+    is not 0 decides the size of the number: adding the others one by one cancels nothing. The float is 0 for 0 alone.
+    """
+    digits = np.array(limbs.T, np.int64, order="C")
+    for k in range(len(digits) - 1):
+        carried = (digits[k] + _HALF) >> BITS
+        digits[k + 1] += carried
+        digits[k] -= carried << BITS
+    scale = 2.0 ** (BITS * (len(digits) - 1) + lowest)
+    high, errors = digits[-1] * scale, []
+    for digit in digits[-2::-1]:
+        scale /= 2.0**BITS
+        high, error = _fast_two_sum(high, digit * scale)
+        errors.append(error)
+    return high, errors
+
+
+def _to_float64_by_integers(limbs: Limbs, lowest: int) -> Floats:
+    """As `to_float64`, by integers alone.
 
     The leading 64 bits are gathered in a uint64, everything below sets its last bit ("sticky"), and that is rounded to
     53 bits by hand. Results are at least ``2**lowest`` in magnitude, so they are never subnormal.
@@ -176,8 +214,8 @@ def sample_variances(
     `totals` are in units ``2**lowest``, `squares` in ``2**(2 * lowest)``; every count is at least 2. A row whose sums
     contradict each other (a variance below 0) is not there. The same bits as `sample_variance` and `sqrt_of_fraction`.
 
-    The numerator ``count * squares - total ** 2`` is exact. Its leading 85 bits and more are then divided, and their root
-    taken, as pairs of floats. Where that leaves two ways to round, integers decide: about once in 2^25 rows.
+    The numerator ``count * squares - total ** 2`` is exact. It is then divided, and the root taken, as a pair of floats. Where
+    that leaves two ways to round, integers decide: about once in 2^25 rows.
     """
     if len(counts) <= _FEW:
         return _sample_variances_by_integers(counts, totals, squares, lowest)
@@ -209,12 +247,12 @@ def _sample_variances(
     counts: NDArray[np.int64], totals: Limbs, squares: Limbs, lowest: int
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     usual = counts < _EXACT_PRODUCT
-    numerators = _carry(_spread_numerators(np.where(usual, counts, 0), totals, squares))
-    there = numerators[:, -1] >= 0
-    positive = np.flatnonzero(usual & there & numerators.any(axis=1))
-    high, low = _leading(numerators[positive], 2 * lowest)
+    high, errors = _cascade(_spread_numerators(np.where(usual, counts, 0), totals, squares), 2 * lowest)
+    high, low = _fast_two_sum(high, functools.reduce(np.add, errors))
+    there = high >= 0
+    positive = np.flatnonzero(usual & (high > 0))
     number = counts[positive].astype(np.float64)
-    high, low = _divided(high, low, number * (number - 1.0))
+    high, low = _divided(high[positive], low[positive], number * (number - 1.0))
     root, root_low = _root(high, low)
     variance, deviation = np.zeros(len(counts)), np.zeros(len(counts))
     variance[positive], deviation[positive] = high, root
@@ -245,18 +283,6 @@ def _spread_numerators(counts: NDArray[np.int64], totals: Limbs, squares: Limbs)
     return out
 
 
-def _leading(limbs: Limbs, lowest: int) -> tuple[Floats, Floats]:
-    """The leading four limbs of each row (canonical, above 0) as high + low, to within 2^-85 of the number."""
-    top = limbs.shape[1] - 1 - np.argmax((limbs != 0)[:, ::-1], axis=1)
-    padded = np.concatenate([np.zeros((len(limbs), 3), np.int64), limbs], axis=1).astype(np.float64)
-    rows = np.arange(len(limbs))
-    first, second, third, fourth = (padded[rows, top + 3 - k] for k in range(4))
-    high, low = _fast_two_sum(first * 2.0**BITS, second)
-    high, low = _fast_two_sum(high, low + (third * 2.0**-BITS + fourth * 2.0 ** (-2 * BITS)))
-    exponent = ((top - 1) * BITS + lowest).astype(np.int32)
-    return np.ldexp(high, exponent), np.ldexp(low, exponent)
-
-
 def _divided(high: Floats, low: Floats, divisor: Floats) -> tuple[Floats, Floats]:
     quotient = high / divisor
     product, error = _two_product(quotient, divisor)
@@ -271,7 +297,7 @@ def _root(high: Floats, low: Floats) -> tuple[Floats, Floats]:
 
 def _is_rounded(high: Floats, low: Floats) -> NDArray[np.bool_]:
     """Whether `high` is the nearest float to every number within 2^-78 of ``high + low``, relatively."""
-    doubt = high * _DOUBT
+    doubt = np.abs(high) * _DOUBT
     certain: NDArray[np.bool_] = (high + (low - doubt) == high) & (high + (low + doubt) == high)
     return certain
 
@@ -280,6 +306,13 @@ def _fast_two_sum(one: Floats, other: Floats) -> tuple[Floats, Floats]:
     """The rounded sum and its error; `one` is the greater in magnitude (Dekker 1971)."""
     total = one + other
     return total, other - (total - one)
+
+
+def _two_sum(one: Floats, other: Floats) -> tuple[Floats, Floats]:
+    """The rounded sum and its error (Knuth)."""
+    total = one + other
+    part = total - one
+    return total, (one - (total - part)) + (other - part)
 
 
 def _two_product(one: Floats, other: Floats) -> tuple[Floats, Floats]:

@@ -185,6 +185,22 @@ def test_halves_with_the_last_bit_in_every_limb(top: int, sign: int) -> None:
                 assert exact.to_float64(limbs, 0)[0].hex() == float(sign * number).hex()
 
 
+@given(
+    st.lists(st.lists(st.integers(-(2**62), 2**62), min_size=6, max_size=6), min_size=1, max_size=20),
+    st.lists(st.tuples(st.integers(-(2**54), 2**54), st.integers(0, 110), st.integers(-2, 2)), max_size=20),
+)
+def test_floats_and_integers_round_alike(rows: list[list[int]], ties: list[tuple[int, int, int]]) -> None:
+    """Limbs of any form, and numbers at and around halves: pairs of floats give the bits of integers."""
+    wide = [[limb % 2**40 - 2**39 for limb in row] for row in rows]
+    near = [canonical((number << shift) + off, exact.FLOAT_LIMBS) for number, shift, off in ties]
+    limbs = np.array([*rows, *wide, *near])
+    found = exact.to_float64(limbs, exact.FLOAT_LOWEST).tolist()
+    for row, value in zip(limbs, found, strict=True):
+        assert value.hex() == float(value_of(row, exact.FLOAT_LOWEST)).hex()
+    by_integers = exact._to_float64_by_integers(limbs, exact.FLOAT_LOWEST).tolist()
+    assert [value.hex() for value in by_integers] == [value.hex() for value in found]
+
+
 def test_no_rows_and_no_value() -> None:
     """An empty array stays empty; zero is +0.0, however it came about."""
     assert exact.to_float64(np.zeros((0, 6), np.int64), -96).tolist() == []
