@@ -33,7 +33,6 @@ FLOAT_BOUND: Final = 2.0**64
 
 _VELTKAMP: Final = 2.0**27 + 1
 _HALF: Final = np.int64(1 << 31)
-_EXACT_FLOAT: Final = 2**52
 _AT_ONCE: Final = 4096
 _FEW: Final = 48
 """Rows whose variances are made one by one, for which a dozen arrays would cost more."""
@@ -104,7 +103,10 @@ def _carry(limbs: Limbs) -> Limbs:
 
 
 def to_float64(limbs: Limbs, lowest: int) -> Floats:
-    """The nearest float64 of each row of limbs (any form), ties to even: the one rounding. Shape (n,)."""
+    """The nearest float64 of each row of limbs, ties to even: the one rounding. Shape (n,).
+
+    The limbs have any form; carried, the top one is below 2^31 in magnitude.
+    """
     out = np.empty(len(limbs), np.float64)
     for start in range(0, len(limbs), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
@@ -120,8 +122,7 @@ def _to_float64(limbs: Limbs, lowest: int) -> Floats:
         low, rounded_off = _two_sum(low, error)
         lost |= rounded_off != 0
     high, low = _fast_two_sum(high, low)
-    doubtful = lost & ~_is_rounded(high, low)
-    rest = np.flatnonzero(doubtful | (np.abs(limbs[:, -1]) >= _EXACT_FLOAT))
+    rest = np.flatnonzero(lost & ~_is_rounded(high, low))
     if len(rest):
         high[rest] = _to_float64_by_integers(limbs[rest], lowest)
     return high
@@ -130,7 +131,7 @@ def _to_float64(limbs: Limbs, lowest: int) -> Floats:
 def _cascade(limbs: Limbs, lowest: int) -> tuple[Floats, list[Floats]]:
     """(a float near each row of limbs, what was rounded off, by steps): together they are the row, without error.
 
-    The limbs have any form, the top one below 2^52. With digits of either sign, of at most 2^31 in magnitude, the first that
+    The limbs are as in `to_float64`. With digits of either sign, of at most 2^31 in magnitude, the first that
     is not 0 decides the size of the number: adding the others one by one cancels nothing. The float is 0 for 0 alone.
     """
     digits = np.array(limbs.T, np.int64, order="C")

@@ -191,7 +191,8 @@ def test_halves_with_the_last_bit_in_every_limb(top: int, sign: int) -> None:
 )
 def test_floats_and_integers_round_alike(rows: list[list[int]], ties: list[tuple[int, int, int]]) -> None:
     """Limbs of any form, and numbers at and around halves: pairs of floats give the bits of integers."""
-    wide = [[limb % 2**40 - 2**39 for limb in row] for row in rows]
+    rows = [[*row[:-1], row[-1] % 2**30 - 2**29] for row in rows]
+    wide = [[limb % 2**40 - 2**39 for limb in row[:-1]] + row[-1:] for row in rows]
     near = [canonical((number << shift) + off, exact.FLOAT_LIMBS) for number, shift, off in ties]
     limbs = np.array([*rows, *wide, *near])
     found = exact.to_float64(limbs, exact.FLOAT_LOWEST).tolist()
