@@ -302,7 +302,8 @@ class _Worker:
         self._next.update(starts)
         self.state.joined = True
         consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in starts.items()])
-        log.info("reading %s", ", ".join(f"{t}[{p}] from {offset}" for (t, p), offset in sorted(starts.items())))
+        if starts:
+            log.info("reading %s", ", ".join(f"{t}[{p}] from {offset}" for (t, p), offset in sorted(starts.items())))
 
     def _starts(self, places: Collection[Place]) -> dict[Place, int]:
         """Where to read each place, by what Redis has; every view's progress is there at least from now on."""
@@ -370,9 +371,20 @@ class _Worker:
                     *place,
                     self._next[place] - offset,
                 )
-            self._consumer.seek(TopicPartition(*place, offset))
+            self._seek(place, offset)
         self._next.update(positions)
         self._patience.answered()
+
+    def _seek(self, place: Place, offset: int) -> None:
+        give_up = time.monotonic() + KAFKA_SECONDS
+        while True:
+            try:
+                self._consumer.seek(TopicPartition(*place, offset))
+                return
+            except KafkaException as error:  # librdkafka has not begun to fetch a partition that was assigned just now
+                if time.monotonic() > give_up:
+                    raise self._unavailable(error) from error
+                self._stop.wait(POLL_SECONDS)
 
     def _witnessed(self, positions: Mapping[Place, int]) -> bool:
         answers = [

@@ -209,6 +209,27 @@ def test_workers_share_a_topic(topic: Topic, redis_url: str, monkeypatch: pytest
     assert topic.stored() == topic.expected()
 
 
+def test_a_worker_that_joins_takes_only_its_share(
+    topic: Topic, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rebalancing is cooperative: the first worker goes on with the partition that it keeps, and is given it once."""
+    caplog.set_level(logging.INFO, "ingestion.kafka")
+    with running(topic), Redis.from_url(redis_url) as own:
+        stop, seen = threading.Event(), list[Progress]()
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(kafka.run, topic.plan, None, topic.config, own, stop=stop, on_batch=seen.append)
+            try:
+                eventually(lambda: caplog.text.count("reading events") == 2)
+                topic.send(10)
+                eventually(lambda: topic.stored() == topic.expected())
+                eventually(lambda: sum(progress.batch for progress in seen) == 5)
+            finally:
+                stop.set()
+        assert second.result().views["cells"].applied == 5
+    given = [record.getMessage() for record in caplog.records if record.getMessage().startswith("reading ")]
+    assert [message.count(" from ") for message in given[:2]] == [2, 1]
+
+
 def test_bad_messages_go_to_the_dead_letters(servers: str, redis: Redis) -> None:
     """With key, bytes, headers and where, why and for which view; what is good for another view still counts there."""
     topic = make_topic(servers, redis, latest_by_number())
