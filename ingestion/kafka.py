@@ -167,6 +167,8 @@ class _Worker:
         self._servers = str(config.get("bootstrap.servers", ""))
         self._readers: dict[str, list[_Reader]] = {}
         self._decoders: dict[_Schema, Decoder] = {}
+        self._ahead: Sequence[Message] = ()
+        self._decoded: dict[tuple[str, _Schema], tuple[list[bytes | None], Messages]] = {}
         self.state = state
         self._patience = Patience(stop, state)
         self._name = writer_name()
@@ -357,6 +359,7 @@ class _Worker:
         log.warning("Redis was started anew or failed over: checking what it holds")
         self._threads.shutdown()  # of other views; what they still send of this batch must not arrive after we went back
         self._threads = self._new_threads()
+        self._ahead = ()  # it lies beyond what is read again
         while True:
             self._patiently(partial(load_library, self._redis))
             starts = self._patiently(lambda: self._starts(self._next))
@@ -443,14 +446,13 @@ class _Worker:
                     elsewhere = self._stored_progress()
                     if all(max(self._next.get(p, 0), min(elsewhere.get(p, [0]))) >= end for p, end in targets.items()):
                         return
-            first = self._consumer.poll(POLL_SECONDS)
-            rest = [] if first is None else self._consumer.consume(MAX_BATCH - 1, 0)
+            received = self._received()
             if self._failure is not None:
                 raise self._failure
             now = self.state.ticked = time.monotonic()
             try:
-                if first is not None:
-                    self._batch([first, *rest])
+                if received:
+                    self._batch(received)
                 held = now - self._committed_at <= COMMIT_SECONDS or self._witnessed(self._next)
             except ReplacedError:
                 held = False
@@ -464,6 +466,37 @@ class _Worker:
             if now - self._reported_at > REPORT_SECONDS:
                 self._reported_at = now
                 self._report()
+
+    def _received(self) -> Sequence[Message]:
+        """What has come: what was read ahead, or else, as soon as there is a message, all that is there."""
+        ahead, self._ahead = self._ahead, ()
+        if ahead:
+            return ahead
+        first = self._consumer.poll(POLL_SECONDS)
+        return () if first is None else [first, *self._consumer.consume(MAX_BATCH - 1, 0)]
+
+    def _read_ahead(self) -> None:
+        """Take and decode the next batch while the views' threads apply this one: they wait for Redis much of the time.
+
+        What is read ahead counts for nothing until it is applied, and may be dropped at any time.
+        """
+        if self._ahead or self._stop.is_set():
+            return
+        self._ahead = self._consumer.consume(MAX_BATCH, 0)
+        self._decoded.clear()
+        by_topic: dict[str, list[Message]] = {}
+        for message in self._ahead:
+            if message.error() is None:
+                by_topic.setdefault(message.topic(), []).append(message)
+        for topic, messages in by_topic.items():
+            values = list(map(Message.value, messages))
+            for reader in self._readers[topic]:
+                schema = reader.source.message, reader.source.encoding
+                try:
+                    if (topic, schema) not in self._decoded:
+                        self._decoded[topic, schema] = values, self._decoders[schema](values)
+                except UnavailableError:
+                    return  # the schema registry: it is asked again, with patience, when their turn comes
 
     def _batch(self, received: Sequence[Message]) -> None:
         by_topic: dict[str, list[Message]] = {}
@@ -535,7 +568,11 @@ class _Worker:
         only_for = _only_for(messages)
         letters: list[tuple[int, Letter]] = []
         for schema in dict.fromkeys((reader.source.message, reader.source.encoding) for reader in readers):
-            table, good, bad = self._decode(self._decoders[schema], values)
+            known = self._decoded.pop((messages[0].topic(), schema), None)
+            if known is not None and known[0] == values:
+                table, good, bad = known[1]
+            else:
+                table, good, bad = self._decode(self._decoders[schema], values)
             columns = to_columns(schema[0], table)
             alike = [reader for reader in readers if (reader.source.message, reader.source.encoding) == schema]
             own = schema_hash(alike[0].source) if bad else ""
@@ -545,6 +582,7 @@ class _Worker:
             replays = {int(np.searchsorted(good, row)): view for row, view in only_for.items() if row not in bad}
             apply = partial(self._apply_view, batch=batch, only_for=replays)
             outcomes = self._threads.map(apply, alike)
+            self._read_ahead()
             for reader, (counts, reasons) in zip(alike, outcomes, strict=True):
                 counts.refused.update(reason.split(": ")[0] for reason in bad.values())
                 self.summary.views[reader.view.name].add(counts)
