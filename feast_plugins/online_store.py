@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from feast import FeatureService, FeatureView
@@ -21,7 +21,7 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from connections import open_async_client
+from connections import AsyncClient, Client, open_async_client
 from feast_plugins.requested import plan_of_service, requested_service
 from feast_plugins.services import open_redis, settings_of
 from feast_plugins.values import add_values, from_values, request_items, to_values
@@ -39,6 +39,9 @@ from tally.time import SECOND, from_datetime, to_datetime
 AS_OF: Final = "event_timestamp"
 """A column of this name among the entity rows asks for the answer as of then, as it does in an entity frame offline."""
 
+MOST_CLIENTS: Final = 256
+
+_Any = TypeVar("_Any")
 EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | RepeatedValue]
 
 _STATUS: Final = {
@@ -60,8 +63,12 @@ class TallyOnlineStore(OnlineStore):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._redis: Client | None = None
         self._clients: dict[tuple[str, str], FeatureClient] = {}
-        self._async_clients: dict[tuple[int, str, str], AsyncFeatureClient] = {}
+        # By the loop itself: the next one may get the `id` of one that is gone, and must not get its connections.
+        self._of_loops: dict[
+            asyncio.AbstractEventLoop, tuple[AsyncClient, dict[tuple[str, str], AsyncFeatureClient]]
+        ] = {}
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -103,17 +110,23 @@ class TallyOnlineStore(OnlineStore):
         key = plan.hash, service.hash
         with self._lock:
             if key not in self._clients:
-                redis = open_redis(Path(config.repo_path or "."))
-                self._clients[key] = FeatureClient(redis, plan_of_service(plan, service))
+                if self._redis is None:
+                    self._redis = open_redis(Path(config.repo_path or "."))
+                _bounded(self._clients)[key] = FeatureClient(self._redis, plan_of_service(plan, service))
             return self._clients[key]
 
     def _async_client(self, config: RepoConfig, plan: Plan, service: Service) -> AsyncFeatureClient:
-        # A connection belongs to the event loop that opened it.
-        key = id(asyncio.get_running_loop()), plan.hash, service.hash
-        if key not in self._async_clients:
+        loop = asyncio.get_running_loop()  # a connection belongs to the event loop that opened it
+        if loop not in self._of_loops:
+            for ended in [other for other in self._of_loops if other.is_closed()]:
+                del self._of_loops[ended]
             redis = open_async_client(settings_of(Path(config.repo_path or "."), "redis").redis_url)
-            self._async_clients[key] = AsyncFeatureClient(redis, plan_of_service(plan, service))
-        return self._async_clients[key]
+            self._of_loops[loop] = redis, {}
+        redis, clients = self._of_loops[loop]
+        key = plan.hash, service.hash
+        if key not in clients:
+            _bounded(clients)[key] = AsyncFeatureClient(redis, plan_of_service(plan, service))
+        return clients[key]
 
     def online_read(
         self,
@@ -191,6 +204,13 @@ class TallyOnlineStore(OnlineStore):
             for pattern in (f"{config.project}/*", f"tally:{config.project}:*"):
                 for key in redis.scan_iter(match=pattern, count=1000):
                     redis.unlink(key)
+
+
+def _bounded(clients: dict[tuple[str, str], _Any]) -> dict[tuple[str, str], _Any]:
+    """`clients`, emptied when there are many: lists of references come from outside, and each is a service of its own."""
+    if len(clients) >= MOST_CLIENTS:
+        clients.clear()
+    return clients
 
 
 def _resolve(

@@ -6,20 +6,29 @@ import asyncio
 import base64
 import json
 import math
+import multiprocessing
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
 from redis.asyncio import Redis as AsyncRedis
 
-from serving_client import AsyncFeatureClient, FeatureRows, Status
+from connections import open_client
+from ingestion.redis_store import publish_plan
+from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows, Status
+from tally.layout import views_key
 from tally.time import from_datetime, to_datetime
+from tests import redis_servers
 from tests.conformance.cases import CODES
-from tests.conformance.world import ARROW, SERVICE, World, moments, redis_url, served, wait_for
+from tests.conformance.world import ARROW, PROJECT, SERVICE, World, moments, redis_url, served, wait_for
 from training import TrainingSet, build_training_set
 
 SECONDS = "Feast's protobuf timestamps are whole seconds: what lies below is floored on this path"
@@ -119,6 +128,93 @@ def _sync(database: int) -> Callable[[World], Answered]:
 def _sync_one_by_one(world: World) -> Answered:
     with world.client() as client:
         return _of_rows(world, [client.get([dict(query.asked)], query.as_of) for _, query in world.queries])
+
+
+def _shares(world: World) -> list[list[int]]:
+    """The positions of all queries in four shares."""
+    return [list(range(start, len(world.queries), 4)) for start in range(4)]
+
+
+def _asked(world: World, positions: Sequence[int]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Rows and instants of some queries."""
+    chosen = [world.queries[position][1] for position in positions]
+    return [dict(query.asked) for query in chosen], [query.as_of for query in chosen]
+
+
+def _in_order(world: World, shares: Sequence[tuple[Sequence[int], Answered]]) -> Answered:
+    """The shares' answers in the order of the queries."""
+    values: list[dict[str, Any]] = [{} for _ in world.queries]
+    status: list[dict[str, str]] = [{} for _ in world.queries]
+    for positions, answered in shares:
+        assert answered.status is not None
+        for position, own, how in zip(positions, answered.values, answered.status, strict=True):
+            values[position], status[position] = own, how
+    return Answered(values, status)
+
+
+def _threads(world: World) -> Answered:
+    """One client, four threads at once."""
+    shares = _shares(world)
+    with world.client() as client, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda positions: client.get(*_asked(world, positions)), shares))
+    return _in_order(world, [(p, _of_rows(world, [rows])) for p, rows in zip(shares, answers, strict=True)])
+
+
+def _forks(world: World) -> Answered:
+    """One client that was used before the process forked, asked by two children and the parent at once."""
+    shares = _shares(world)
+    context = multiprocessing.get_context("fork")
+    with world.client() as client:
+        client.get(*_asked(world, [0]))
+
+        def child(positions: list[int], end: Any) -> None:
+            answered = _of_rows(world, [client.get(*_asked(world, positions))])
+            end.send((answered.values, answered.status))
+            end.close()
+
+        waiting = []
+        for positions in shares[:2]:
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=child, args=(positions, there))
+            process.start()
+            there.close()
+            waiting.append((positions, process, here))
+        done = [(p, _of_rows(world, [client.get(*_asked(world, p))])) for p in shares[2:]]
+        for positions, process, here in waiting:
+            done.append((positions, Answered(*here.recv())))
+            process.join()
+            assert process.exitcode == 0
+    return _in_order(world, done)
+
+
+@contextmanager
+def _on_cluster(world: World) -> Iterator[str]:
+    """The address of a Redis Cluster that holds what the first store does."""
+    with TemporaryDirectory() as folder, redis_servers.cluster(Path(folder)) as servers:
+        source = world.redis()
+        with open_client(servers.url) as target:
+            for key in source.scan_iter(match=f"{PROJECT}/*", count=1000):
+                target.set(key, cast(bytes, source.get(key)))
+            target.hset(views_key(PROJECT), mapping=cast(Any, source.hgetall(views_key(PROJECT))))
+            publish_plan(target, world.plan)
+        yield servers.url
+
+
+def _cluster(world: World) -> Answered:
+    with _on_cluster(world) as url, FeatureClient.connect(url, project=PROJECT, service=SERVICE, timeout=60) as client:
+        return _of_rows(world, [served(world, client)])
+
+
+def _cluster_async(world: World) -> Answered:
+    async def ask(url: str) -> list[FeatureRows]:
+        async with await AsyncFeatureClient.connect(url, project=PROJECT, service=SERVICE, timeout=60) as client:
+            shares = _shares(world)
+            return await asyncio.gather(*(client.get(*_asked(world, positions)) for positions in shares))
+
+    with _on_cluster(world) as url:
+        answers = asyncio.run(ask(url))
+    shares = _shares(world)
+    return _in_order(world, [(p, _of_rows(world, [rows])) for p, rows in zip(shares, answers, strict=True)])
 
 
 def _async(world: World) -> Answered:
@@ -305,6 +401,10 @@ PATHS = (
     AnsweringPath("client-one-by-one", _sync_one_by_one, online=True),
     AnsweringPath("client-async", _async, online=True),
     AnsweringPath("client-bootstrapped", _sync(1), online=True),
+    AnsweringPath("client-threads", _threads, online=True),
+    AnsweringPath("client-forks", _forks, online=True),
+    AnsweringPath("client-cluster", _cluster, online=True),
+    AnsweringPath("client-cluster-async", _cluster_async, online=True),
     AnsweringPath("feast-historical", _historical_service, online=False),
     AnsweringPath("feast-historical-list", _historical_list, online=False),
     AnsweringPath("feast-online", _online_service, online=True, whole_seconds=SECONDS),

@@ -101,7 +101,7 @@ class World:
 
     def client(self, database: int = 0) -> FeatureClient:
         """A client of the service."""
-        return FeatureClient.connect(redis_url(self.settings, database), project=PROJECT, service=SERVICE)
+        return FeatureClient.connect(redis_url(self.settings, database), project=PROJECT, service=SERVICE, timeout=60)
 
     def environment(self) -> AbstractContextManager[None]:
         """As `environment`, of this world."""

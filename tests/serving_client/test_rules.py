@@ -132,6 +132,23 @@ def test_as_of_forms(redis: Redis, client: FeatureClient) -> None:
             client.get([ASKED] * count, [0, 1, 2])
 
 
+def test_as_of_beyond_what_int64_holds(client: FeatureClient) -> None:
+    """An instant beyond int64, or so far that a window would leave it, is refused in words, for one row and many."""
+    for count in (1, 2):
+        for moment in (
+            2**63,
+            -(2**63) - 1,
+            2**64,
+            2**63 - 1,
+            -(2**63),
+            [2**63] * count,
+            np.array([2**63] * count, "u8"),
+        ):
+            with pytest.raises(DataError, match=r"nanoseconds\?"):
+                client.get([ASKED] * count, moment)
+        assert len(client.get([ASKED] * count, 2**62)) == len(client.get([ASKED] * count, -(2**62))) == count
+
+
 def test_repeated_entities_are_fetched_once() -> None:
     """One key for each different entity of a view, whichever rows and columns of the request name it."""
     lookup = Lookup(world.ONE)
