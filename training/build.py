@@ -39,6 +39,8 @@ from training.work import ViewWork, peak, survey
 OfflineVersion = int | str | datetime | Mapping[str, int] | None
 _LABELS_SHARE: Final = 0.1
 """Labels that take more than this of the memory are kept on disk."""
+_ROWS_AT_ONCE: Final = 1 << 23
+"""More rows than this are joined part by part even where they fit: that is faster, by the processor's caches."""
 _PACKAGES: Final = ("dask", "deltalake", "numpy", "pandas", "pyarrow")
 
 
@@ -209,7 +211,8 @@ def _built(
             few = labels_of(labels, reader)
             work = _survey(questions, offline_uri, pinned, few.as_of)
             needed = peak(work, len(few.as_of)) + 3 * labels.nbytes
-            if not work or (client is None and needed <= limit):
+            few_rows = sum(one.rows for one in work) <= _ROWS_AT_ONCE
+            if not work or (client is None and few_rows and needed <= limit):
                 found = features(
                     questions, few.columns, few.as_of, offline_uri, pinned, evidence=few.evidence, progress=report
                 )
@@ -223,7 +226,7 @@ def _built(
             needed = limit
         stored.join(work, Local(limit) if client is None else Cluster(client), report)
     made = manifest(stored.labels.rows, stored.refused)
-    if needed < limit:  # a cluster answered what would have fitted here
+    if needed < limit:
         whole = stored.in_memory()
         stored.close()
         return TrainingSet(*whole, made, notes=notes, labels_path=reader.path)

@@ -50,6 +50,8 @@ Other = TypeVar("Other")
 
 MOST_PARTS: Final = 512
 _READ_BYTES: Final = 200_000_000
+_BEST_BYTES: Final = 256_000_000
+"""Parts of more than this are joined more slowly, row by row: arrays fall out of the processor's caches."""
 _FINEST: Final = 1 << 16
 _UNEVEN: Final = 1.25
 """Parts are made smaller than memory allows, since keys do not divide evenly."""
@@ -168,7 +170,7 @@ class Local:
 
     def __init__(self, memory: int) -> None:
         self._threads = min(os.cpu_count() or 1, 4)
-        self._budget = max(memory - FIXED, memory // 8) // self._threads
+        self._budget = min(max(memory - FIXED, memory // 8) // self._threads, _BEST_BYTES)
 
     def parts(self, work: ViewWork, labels: int) -> int:
         """See `Joiner`."""
