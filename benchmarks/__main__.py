@@ -26,6 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Tally beside other systems.")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"any of {', '.join(SUBJECTS)}; none: all")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; writes no results")
+    parser.add_argument(
+        "--size", type=_events, metavar="100M", help="point_in_time: how many events the largest export joins (10M)"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.subjects if name not in SUBJECTS]
     if unknown:
@@ -35,7 +38,10 @@ def main() -> None:
     missed = 0
     for subject in dict.fromkeys(arguments.subjects or SUBJECTS):
         before = os.getloadavg()[0]
-        report, _ = alone(report_of, subject, arguments.quick)  # subjects do not weigh on each other
+        options = {"quick": arguments.quick}
+        if arguments.size and subject == "point_in_time":
+            options["events"] = arguments.size
+        report, _ = alone(report_of, subject, options)  # subjects do not weigh on each other
         show(console, subject, report)
         console.print(
             f"- The machine's load was {before:.1f} before and {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} "
@@ -46,6 +52,10 @@ def main() -> None:
         if not arguments.quick:
             write(RESULTS, subject, report.results)
     console.print(f"{missed} of the targets above are missed." if missed else "All targets above are met.")
+
+
+def _events(text: str) -> int:
+    return int(text[:-1]) * 1_000_000 if text.endswith("M") else int(text)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ Table and labels are made in pieces, so that their size is bounded by the disk a
 
 from __future__ import annotations
 
+import importlib
 import math
 import resource
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from distributed import Client, LocalCluster
 
 from benchmarks.definitions import AMOUNT, AT, KEY, plan_of, topic_source, windowed_view
-from benchmarks.measure import DifferentAnswersError
+from benchmarks.measure import DifferentAnswersError, Report, Result, Target, alone
 from ingestion.arrow import INSTANT
 from ingestion.offline import IDENTITY, Extracted, open_table, source_hash, write_table
 from tally.plan import Plan
@@ -33,6 +36,7 @@ SPAN: Final = 30 * DAY
 EVENTS_PER_KEY: Final = 1_000
 EVENTS_PER_LABEL: Final = 10
 LOOKED_AT: Final = 50
+MEMORY: Final = "4GB"
 _PIECE: Final = 1_000_000
 
 
@@ -128,3 +132,66 @@ def check(folder: Path) -> str:
             if row[aggregation.feature] != expected:
                 raise DifferentAnswersError(f"{aggregation.feature} of label {row['id']} is not {expected!r}.")
     return f"{len(chosen)} labels x {len(VIEW.fields)} windows are those of plain loops over their events, by bits."
+
+
+def on_workers(folder: Path, workers: int) -> tuple[float, str]:
+    """(seconds, digest of the rows) of the export on a Dask cluster of so many worker processes with a thread each."""
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        client.run(_imported)
+        began = time.perf_counter()
+        built = training_set(
+            PLAN, folder / "labels.parquet", service="all", offline_uri=str(folder / "offline"), client=client
+        )
+        built.to_arrow()
+        return time.perf_counter() - began, built.rows_digest()
+
+
+def here(folder: Path) -> tuple[float, str]:
+    """As `on_workers`, on threads of this process."""
+    began = time.perf_counter()
+    built = training_set(PLAN, folder / "labels.parquet", service="all", offline_uri=str(folder / "offline"))
+    built.to_arrow()
+    return time.perf_counter() - began, built.rows_digest()
+
+
+def _imported() -> None:
+    importlib.import_module("training.cluster")  # workers are there before the clock starts, with what they need
+
+
+def results(events: int, *, quick: bool) -> Report:
+    """Exports of rising size up to `events`, each from files to a file; and one on one and on two workers."""
+    sizes = [100_000, 200_000] if quick else [size for size in (1_000_000, 10_000_000) if size < events] + [events]
+    found: list[Result] = []
+    notes: list[str] = []
+    per_row: list[float] = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            alone(write_inputs, folder, size)
+            (seconds, _), peak = alone(export, folder, MEMORY)
+            notes.append(f"export of {size:,} events: {alone(check, folder)[0]}")
+            if size == sizes[0]:
+                found += _workers(folder, size)
+        per_row.append(seconds / size * 1e6)
+        what = f"point_in_time: export, {size // EVENTS_PER_LABEL:,} labels x {size:,} events"
+        found.append(Result(f"{what}, peak memory with --memory {MEMORY}", peak, None, "GB", Target("ours", "<=", 4.0)))
+        grown = Target("ratio", "<=", 1.5) if len(per_row) > 1 else None
+        found.append(Result(f"{what}, per event, beside the smallest", per_row[-1], per_row[0], "us", grown))
+    return Report(found, notes)
+
+
+def _workers(folder: Path, size: int) -> list[Result]:
+    (alone_seconds, digest), _ = alone(here, folder)
+    found = []
+    for workers in (1, 2):
+        (seconds, its), _ = alone(on_workers, folder, workers)
+        if its != digest:
+            raise DifferentAnswersError(f"{workers} Dask workers do not answer what local threads do.")
+        what = (
+            f"point_in_time: {size:,} events on {workers} Dask worker{'s' if workers > 1 else ''}, beside local threads"
+        )
+        found.append(Result(what, seconds, alone_seconds, "s"))
+    return found

@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +31,7 @@ Value = TypeVar("Value")
 
 _BLOCK: Final = 50
 _WARM_UP: Final = 100
+_WATCH: Final = 0.2
 
 
 class DifferentAnswersError(TallyError):
@@ -95,10 +98,10 @@ class Report:
     notes: Sequence[str]
 
 
-def report_of(subject: str, quick: bool) -> Report:  # noqa: FBT001 a process gets its arguments by position
+def report_of(subject: str, options: Mapping[str, Any]) -> Report:
     """What the module of a subject reports."""
     logging.basicConfig(level=logging.WARNING)
-    report: Report = importlib.import_module(f"benchmarks.{subject}").run(quick=quick)
+    report: Report = importlib.import_module(f"benchmarks.{subject}").run(**options)
     return report
 
 
@@ -150,6 +153,35 @@ def alone(function: Callable[..., Value], *arguments: Any) -> tuple[Value, float
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_with_peak, function, arguments).result()
+
+
+def alone_within(
+    seconds: float, gigabytes: float, function: Callable[..., Value], *arguments: Any
+) -> tuple[Value, float] | str:
+    """As `alone`, or why the process was ended: it took more seconds, or more memory, than it may."""
+    context = get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sending, function, arguments))
+    process.start()
+    sending.close()
+    until = time.monotonic() + seconds
+    try:
+        while not receiving.poll(_WATCH):
+            if time.monotonic() > until:
+                return f"over {seconds:.0f} s"
+            if psutil.Process(process.pid).memory_info().rss > gigabytes * 1e9:
+                return f"over {gigabytes:.0f} GB"
+        found: tuple[Value, float] = receiving.recv()
+        return found
+    except EOFError:
+        return "failed"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(sending: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    sending.send(_with_peak(function, arguments))
 
 
 def _with_peak(function: Callable[..., Value], arguments: Sequence[Any]) -> tuple[Value, float]:

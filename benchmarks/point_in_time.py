@@ -19,8 +19,9 @@ import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
+from benchmarks import feast_stores, growth
 from benchmarks.definitions import AMOUNT, AT, KEY, latest_view, rows_of, topic_source, windowed_view
-from benchmarks.measure import DifferentAnswersError, Report, Result, Target, alone, seconds_of
+from benchmarks.measure import DifferentAnswersError, Report, Result, Target, alone, alone_within, seconds_of
 from ingestion.arrow import to_columns
 from ingestion.offline import Rows
 from tally.columns import Column
@@ -38,6 +39,9 @@ WINDOWED: Final = windowed_view(
     "w", [(function, window) for window in ("1h", "24h") for function in FUNCTIONS], topic_source("events")
 )
 ROUNDS: Final = 3
+FEAST_SECONDS: Final = 120.0
+FEAST_GB: Final = 8.0
+"""What Feast's stores may take; beyond it they are ended, and the table says so."""
 FULL: Final = 200_000
 LOOKED_AT: Final = 100
 
@@ -99,13 +103,15 @@ class Taken:
     peak: float
 
 
-def run(*, quick: bool) -> Report:
-    """Time every join, after the sides' answers were compared. Raises DifferentAnswersError."""
+def run(*, quick: bool, events: int = 10_000_000) -> Report:
+    """Time every join, and exports of up to `events` events; answers are compared. Raises DifferentAnswersError."""
     results: list[Result] = []
     notes: list[str] = []
     _latest(results, notes, quick=quick)
+    _feast(results, notes, quick=quick)
     _windows(results, notes, quick=quick)
-    return Report(results, [*notes, *_NOTES])
+    exports = growth.results(events, quick=quick)
+    return Report([*results, *exports.results], [*notes, *exports.notes, *_NOTES])
 
 
 _NOTES: Final = (
@@ -113,7 +119,8 @@ _NOTES: Final = (
     "Ours keeps the labels' order; theirs return an id and are put in order after the clock has stopped.",
     "GB are the peak of a side's whole process: the libraries of both sides (about 0.2 GB), inputs and answer.",
     "Ours runs on one thread, DuckDB and Polars on all that they find.",
-    "Feast's own offline join is left out: it takes minutes and tens of GB at this size.",
+    "Beside Feast, both sides read their own files and end with a pandas frame.",
+    "Exports go from a Delta table and a Parquet file of labels to a Parquet file.",
 )
 
 
@@ -123,6 +130,28 @@ def _latest(results: list[Result], notes: list[str], *, quick: bool) -> None:
     taken = _all(size, write_latest_inputs, sides, ROUNDS, f"latest, {size}", notes)
     for peer, bound in (("DuckDB ASOF", 1.3), ("Polars join_asof", None)):
         results += _beside(f"latest, {size} x 8 fields", taken, peer, bound, 3.0)
+
+
+def _feast(results: list[Result], notes: list[str], *, quick: bool) -> None:
+    small, large = Size(20_000, 1_000_000, 200_000), Size(100_000, 5_000_000, 1_000_000)
+    for size in (Size(1_000, 20_000, 5_000),) if quick else (small, large):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            alone(write_latest_inputs, folder, size)
+            alone(feast_stores.write_stores, folder)
+            seconds, peak = alone(feast_stores.ours, folder)
+            for side in (feast_stores.feast_dask, feast_stores.feast_duckdb):
+                what = f"point_in_time: {size}, files to frame, beside Feast ({side.__name__.removeprefix('feast_')})"
+                its = alone_within(FEAST_SECONDS, FEAST_GB, side, folder)
+                if isinstance(its, str):  # then its answer would have come later than this
+                    notes.append(
+                        f"{size}: {side.__name__} was ended, {its}; ours took {seconds:.2f} s and {peak:.2f} GB."
+                    )
+                    results.append(Result(f"{what}, ended {its}", seconds, None, "s"))
+                    continue
+                notes.append(f"{size}: {side.__name__} {alone(feast_stores.compare, folder, side.__name__)[0]}")
+                results.append(Result(what, seconds, its[0], "s", None if quick else Target("ratio", "<=", 1 / 50)))
+                results.append(Result(f"{what}, peak memory", peak, its[1], "GB"))
 
 
 def _windows(results: list[Result], notes: list[str], *, quick: bool) -> None:
