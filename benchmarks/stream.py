@@ -100,7 +100,7 @@ def _throughput(settings: Settings, redis: Redis, topic: str, events: Rows, what
     # The first round is not counted: a broker's first consumer group waits seconds for it to be ready.
     for number in range(rounds + 1):
         theirs.append(alone(consume_and_parse, settings.kafka_config(), topic, messages)[0])
-        plan = _plan(f"{topic}-{number}", topic)
+        plan = plan_of_topic(f"{topic}-{number}", topic)
         before = _cpu_of(redis)
         (seconds, cpu), _ = alone(apply, plan.to_json(), settings.kafka_config(), settings.redis_url, messages)
         ours.append(seconds)
@@ -134,7 +134,7 @@ def _quix(settings: Settings, what: str, keys: int, messages: int, ours: float) 
 
 def _two_workers(settings: Settings, redis: Redis, topic: str, messages: int, what: str, one: float) -> Result:
     """Two workers of one group, beside one; on a machine with two processors they share them with Kafka and Redis."""
-    plan = _plan(f"{topic}-two", topic)
+    plan = plan_of_topic(f"{topic}-two", topic)
     arguments: tuple[Any, ...] = (plan.to_json(), settings.kafka_config(), settings.redis_url)
     with ThreadPoolExecutor(2) as pool:
         began = time.perf_counter()
@@ -149,7 +149,7 @@ def _two_workers(settings: Settings, redis: Redis, topic: str, messages: int, wh
 
 def _bootstrap(home: Path, redis: Redis, events: Rows) -> Result:
     """How fast windows come from the offline store."""
-    plan = _plan("bootstrap", "bootstrap")
+    plan = plan_of_topic("bootstrap", "bootstrap")
     source = plan.sources[0]
     count = len(events.timestamp)
     nothing = pa.nulls(count, INSTANT)
@@ -175,7 +175,8 @@ _NOTES: Final = (
 )
 
 
-def _plan(project: str, topic: str) -> Plan:
+def plan_of_topic(project: str, topic: str) -> Plan:
+    """Three windowed views of a topic."""
     source = topic_source(topic)
     return plan_of(project, source, three_windowed_views(source))
 
@@ -184,7 +185,8 @@ def _message(at: int, key: int, amount: float) -> bytes:
     return json.dumps({AT.name: to_datetime(at).isoformat(), KEY.name: key, AMOUNT.name: amount}).encode()
 
 
-def _create(settings: Settings, topic: str) -> None:
+def create(settings: Settings, topic: str) -> None:
+    """Make a topic."""
     admin = AdminClient(settings.kafka_config())
     admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(DEADLINE)
 
@@ -198,12 +200,12 @@ def _fill(settings: Settings, topic: str, keys: int, messages: int) -> Rows:
         KEY.name: rng.integers(0, keys, messages),
         AMOUNT.name: np.round(rng.gamma(2.0, 30.0, messages), 2),
     }
-    _create(settings, topic)
+    create(settings, topic)
     producer = Producer(settings.kafka_config() | {"linger.ms": 50, "queue.buffering.max.messages": messages + 1})
     for at, key, amount in zip(*(arrays[name].tolist() for name in (AT.name, KEY.name, AMOUNT.name)), strict=True):
         producer.produce(topic, _message(at, key, amount), key=b"%d" % key)
     _flush(producer)
-    view = _plan(topic, topic).views[0]
+    view = plan_of_topic(topic, topic).views[0]
     return rows_of(view, columns_of(view, arrays))
 
 
@@ -306,15 +308,15 @@ class _Probe:
 def _latencies(settings: Settings, redis: Redis, probes: int, share: int, rate: float) -> list[float]:
     """Seconds from just before `produce` until a reader finds the event in every view, while others come at `rate`."""
     topic = f"latency-{share}"
-    _create(settings, topic)
-    plan = _plan(topic, topic)
+    create(settings, topic)
+    plan = plan_of_topic(topic, topic)
     prefixes = [view.prefix(plan.project) for view in plan.views]
     producer = Producer(settings.kafka_config() | {"linger.ms": 0})
     waits: list[float] = []
     open_: list[_Probe] = []
     with (
-        _running(serve, plan.to_json(), settings.kafka_config(), settings.redis_url),
-        _running(load, settings.kafka_config(), topic, rate),
+        running(serve, plan.to_json(), settings.kafka_config(), settings.redis_url),
+        running(load, settings.kafka_config(), topic, rate),
     ):
         for warm in (True, False):  # the first events wait for the worker to join its group
             count, done = (RATE, 0) if warm else (probes, 0)
@@ -349,7 +351,7 @@ def _readable(redis: Redis, probes: list[_Probe]) -> list[bool]:
 
 
 @contextmanager
-def _running(function: Callable[..., None], *arguments: Any) -> Iterator[None]:
+def running(function: Callable[..., None], *arguments: Any) -> Iterator[None]:
     """A function in a process of its own for the block."""
     process = get_context("spawn").Process(target=function, args=arguments)
     process.start()
