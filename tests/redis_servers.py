@@ -90,7 +90,13 @@ class Server:
 
     def wait(self) -> None:
         """Return when it answers."""
-        eventually(lambda: self.client().ping(), f"server at {self.port}")
+        eventually(self._answers, f"server at {self.port}")
+
+    def _answers(self) -> bool:
+        log = self.directory / "log"
+        assert self.process.poll() is None, f"the server at {self.port} ended:\n{log.read_text()[-2000:]}"
+        with self.client() as client:
+            return bool(client.ping())
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
