@@ -44,6 +44,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{total:,} random examples in {len(EXAMPLES_OF)} property tests")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the tests of faults go on, and what their randomness comes from."""
+    parser.addoption("--rounds", type=int, default=2, help="rounds of each fault in tests/faults (default 2)")
+    parser.addoption("--seed", type=int, default=1, help="seed of the tests in tests/faults (default 1)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of what only Apache Kafka does are skipped, with the reason, where it cannot run and is not required."""
     if Settings().tally_require_apache_kafka or (shutil.which("java") and shutil.which("mvn")):
