@@ -29,7 +29,7 @@ from ingestion.dead_letters import DeadLetters, Letter
 from ingestion.decoding import Decoder, from_topic, schema_hash
 from ingestion.patience import Patience, StoppedWhileAwayError
 from ingestion.positions import begin
-from ingestion.progress import NAMELESS, advance_progress, is_empty, progress, witness, writer_name
+from ingestion.progress import advance_progress, begin_progress, is_empty, progress, witness, writer_name
 from ingestion.redis_calls import ReplacedError, load_library
 from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.report import Place, Progress, State, Summary, TopicCounts
@@ -343,7 +343,9 @@ class _Worker:
                     "%s[%d]: Redis lacks %d messages that were committed; reading them again", *place, found.again
                 )
             starts[place] = found.offset
-        self._advance(starts, NAMELESS)
+        for topic, readers in self._readers.items():
+            of_topic = {place: offset for place, offset in starts.items() if place[0] == topic}
+            begin_progress(self._redis, project, [reader.view for reader in readers], of_topic, self._patience)
         return starts
 
     def _patiently(self, ask: Callable[[], T]) -> T:
@@ -518,7 +520,7 @@ class _Worker:
         for place, offset in ends.items():
             if self._next.get(place, offset) < offset:
                 self._next[place] = offset
-                self._advance({place: offset}, self._name)
+                self._advance({place: offset})
         count = sum(len(messages) for messages in by_topic.values())
         if count and self._on_batch:
             self.state.lag = self._lag()
@@ -542,15 +544,15 @@ class _Worker:
             counts.dead_lettered += len(letters)
             ends = dict(zip(partition[stretch].tolist(), offset[stretch].tolist(), strict=True))
             positions = {(topic, number): last + 1 for number, last in ends.items()}
-            self._advance(positions, self._name)
+            self._advance(positions)
             reached |= positions
         return reached
 
-    def _advance(self, positions: Mapping[Place, int], writer: bytes) -> None:
+    def _advance(self, positions: Mapping[Place, int]) -> None:
         for topic in {topic for topic, _ in positions}:
             views = [reader.view for reader in self._readers[topic]]
             of_topic = {place: offset for place, offset in positions.items() if place[0] == topic}
-            advance_progress(self._redis, self._plan.project, views, of_topic, self._patience, writer)
+            advance_progress(self._redis, self._plan.project, views, of_topic, self._patience, self._name)
         self._patience.answered()
 
     def _apply(

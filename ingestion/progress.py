@@ -67,6 +67,22 @@ def advance_progress(
         _on_each(redis, project, "tally_advance", views, positions, patience, writer)
 
 
+def begin_progress(
+    redis: Client,
+    project: str,
+    views: Sequence[View],
+    positions: Mapping[Place, int],
+    patience: Patience | None = None,
+) -> None:
+    """Set the progress of these views to `positions` where they have none.
+
+    Where they have, it stays, even if it lies before: a server that lost writes after its progress was read must not be told
+    that it has them.
+    """
+    if views and positions:
+        _on_each(redis, project, "tally_begin", views, positions, patience, NAMELESS)
+
+
 def is_empty(redis: Client, project: str) -> bool:
     """Whether Redis holds no progress of any definition of the project."""
     with reaching(redis):
@@ -115,7 +131,7 @@ def _on_each(
     for view in views:
         for (topic, partition), offset in positions.items():
             fields += [f"{definition(view)}:{topic}:{partition}", offset]
-    if isinstance(redis, RedisCluster) and function == "tally_advance":
+    if isinstance(redis, RedisCluster) and function != "tally_witness":
         for shard in marks:
             fields += [f"{_SHARDS}:{shard}:0", 1]
     return call(redis, [("FCALL", function, 1, key, *fields, writer) for key in marks.values()], patience)

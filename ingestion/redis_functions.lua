@@ -433,6 +433,14 @@ local function advance(keys, args)
   return redis.status_reply('OK')
 end
 
+-- ARGV: field, offset, field, offset, ..., writer. Sets those fields of the hash that it does not have.
+local function begin(keys, args)
+  for i = 1, #args - 1, 2 do
+    redis.call('HSETNX', keys[1], args[i], args[i + 1])
+  end
+  return redis.status_reply('OK')
+end
+
 -- ARGV: field, offset, field, offset, ..., writer. Whether each field of the hash has come to its offset at least. 1: it
 -- has, and this server takes the writer's word from now on. 0: it has not. -1: it has not, although the server had shown
 -- it before, so the data were changed beneath us and not by a start, a failover or a snapshot.
@@ -453,4 +461,5 @@ redis.register_function('tally_put_latest', bound(put_latest))
 redis.register_function('tally_merge_tiles', bound(merge_tiles))
 redis.register_function('tally_load_tiles', bound(load_tiles))
 redis.register_function('tally_advance', bound(advance))
+redis.register_function('tally_begin', begin)
 redis.register_function('tally_witness', witness)

@@ -2,8 +2,8 @@
 
 The steps write to a real Redis through the real library and writers; beside them stands a naive oracle, which knows only
 the set of messages. What is modelled is when a write happens and who still believes to own a partition: workers that read
-again what was applied, die between two writes, lose an answer, or write long after their partition went to another. A clock
-of its own moves events and the expiry of keys.
+again what was applied, die between two writes, lose an answer, or write long after their partition went to another; and a
+server that comes back as it was a while ago. A clock of its own moves events and the expiry of keys.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redis import Redis
 
 from ingestion import redis_store, stream
+from ingestion.progress import advance_progress, begin_progress, progress, witness, writer_name
+from ingestion.redis_calls import ReplacedError
 from ingestion.redis_store import BEHIND, LatestWriter, Reply, TileWriter
 from ingestion.stream import Deltas, Events
 from tally.aggregates import output_dtype
@@ -85,19 +87,43 @@ class Batch:
 
 @dataclass
 class Worker:
-    """What one worker believes: the next offset of each partition it owns, what it has read, and its batches in order."""
+    """What one worker believes: its partitions and the offset to read next of each, what it has read, and its batches.
 
+    `arriving` are partitions that it was given and has not begun, `finished` the offset after its last batch of each.
+    """
+
+    name: bytes = field(default_factory=writer_name)
+    arriving: dict[int, int] = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
+    finished: dict[int, int] = field(default_factory=dict)
     read: list[Message] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
 
+    def lose(self, partition: int) -> None:
+        """It was given to another. What was read of it stays."""
+        for known in (self.arriving, self.positions, self.finished):
+            known.pop(partition, None)
 
-@dataclass(frozen=True)
+
+@dataclass
 class Load:
-    """A bootstrap that has read the offline store and not yet written: the messages up to its watermarks."""
+    """A bootstrap that has read the offline store: the messages up to its watermarks."""
 
     watermarks: dict[int, int]
     messages: list[Message]
+    name: bytes = field(default_factory=writer_name)
+    is_written: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that the server held at some time, and what was true of it."""
+
+    values: dict[bytes, bytes]
+    expires: dict[str, int]
+    ever_expired: set[str]
+    put: dict[str, Message]
+    reached: dict[int, int]
 
 
 class FenceProtocol(RuleBasedStateMachine):
@@ -110,12 +136,11 @@ class FenceProtocol(RuleBasedStateMachine):
         super().__init__()
         self.redis.flushall()
         self.redis.function_load(self.library, replace=True)
-        self.tiles = TileWriter(self.redis, PROJECT, WINDOWS)
-        self.rows = LatestWriter(self.redis, PROJECT, LATEST)
         self.now = 1_357_000_000 * SECOND
         self.topic: list[list[Message]] = [[] for _ in range(PARTITIONS)]
-        self.workers: list[Worker] = [Worker(), Worker()]
+        self.workers: list[Worker] = []
         self.loads: list[Load] = []
+        self.snapshots: list[Snapshot] = []
         self.expires: dict[str, int] = {}
         self.ever_expired: set[str] = set()
         self.put: dict[str, Message] = {}
@@ -126,10 +151,12 @@ class FenceProtocol(RuleBasedStateMachine):
 
     @initialize(whos=st.lists(st.sampled_from(["hot", "cold"]), min_size=6, max_size=12))
     def some_messages(self, whos: list[str]) -> None:
-        """A topic that is not empty, on which the first worker has begun."""
+        """A topic that is not empty, on which the first of two workers has begun."""
         for number, who in enumerate(whos):
             self._produce(number % PARTITIONS, who, number * SECOND // 2, float(number))
-        self.workers[0].positions = dict.fromkeys(range(PARTITIONS), 0)
+        self.join()
+        self.join()
+        self.workers[0].arriving = dict.fromkeys(range(PARTITIONS), 0)
 
     @rule(
         partition=st.integers(0, PARTITIONS - 1),
@@ -152,6 +179,9 @@ class FenceProtocol(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         """Keys expire that nobody wrote for the longest window and its hop."""
         self.now += seconds * SECOND
+        self._expire()
+
+    def _expire(self) -> None:
         self.unseen = {"hot", "cold"}
         for who, at in list(self.expires.items()):
             if at <= self.now:
@@ -159,13 +189,37 @@ class FenceProtocol(RuleBasedStateMachine):
                 self.ever_expired.add(who)
                 del self.expires[who]
 
+    @rule()
+    def snapshot(self) -> None:
+        """The server writes down what it holds, or a replica has come so far."""
+        keys: Any = self.redis.keys()
+        values: Any = {key: self.redis.dump(key) for key in keys}
+        self.snapshots.append(
+            Snapshot(values, dict(self.expires), set(self.ever_expired), dict(self.put), dict(self.reached))
+        )
+
+    @precondition(lambda self: self.snapshots)
+    @rule(data=st.data())
+    def come_back(self, data: st.DataObject) -> None:
+        """The server is started from what it has written down, or the replica is promoted; its memory is empty."""
+        was = self.snapshots.pop(data.draw(st.integers(0, len(self.snapshots) - 1), label="snapshot"))
+        self.redis.flushdb()
+        for key, value in was.values.items():
+            self.redis.restore(key, 0, value)
+        self.redis.function_load(self.library, replace=True)
+        self.expires, self.ever_expired = dict(was.expires), set(was.ever_expired)
+        self.put, self.reached = dict(was.put), dict(was.reached)
+        self._expire()
+
     # Who owns what
 
     @precondition(lambda self: len(self.workers) < WORKERS)
     @rule()
     def join(self) -> None:
         """Another worker; it owns nothing until the next rebalance."""
-        self.workers.append(Worker())
+        worker = Worker()
+        assert witness(self.redis, PROJECT, (), {}, worker.name)
+        self.workers.append(worker)
 
     @rule(data=st.data())
     def rebalance(self, data: st.DataObject) -> None:
@@ -175,8 +229,8 @@ class FenceProtocol(RuleBasedStateMachine):
                 owner = data.draw(st.integers(0, len(self.workers) - 1), label=f"owner of {partition}")
                 behind = data.draw(st.integers(0, 3), label="its committed offset lies behind by")
                 for worker in self.workers:
-                    worker.positions.pop(partition, None)
-                self.workers[owner].positions[partition] = max(0, self.reached[partition] - behind)
+                    worker.lose(partition)
+                self.workers[owner].arriving[partition] = max(0, self.reached[partition] - behind)
 
     @precondition(lambda self: len(self.workers) > 1)
     @rule(data=st.data())
@@ -193,12 +247,19 @@ class FenceProtocol(RuleBasedStateMachine):
         Interrupted, it first reads on, maybe after a rebalance that took a partition away and gave it back.
         """
         worker = data.draw(st.sampled_from(self.workers), label="worker")
+        self._arrive(worker)
         for partition, position in worker.positions.items():
             messages = self.topic[partition][position : position + most]
             worker.read += messages
             worker.positions[partition] += len(messages)
         if not interrupted:
             self._begin(worker)
+
+    def _arrive(self, worker: Worker) -> None:
+        self._start_progress(worker.arriving)
+        worker.positions |= worker.arriving
+        worker.finished |= worker.arriving
+        worker.arriving = {}
 
     def _begin(self, worker: Worker) -> None:
         partition = np.array([m.partition for m in worker.read], np.int64)
@@ -221,17 +282,42 @@ class FenceProtocol(RuleBasedStateMachine):
         if busy:
             self._finish(data.draw(st.sampled_from(busy), label="worker"))
 
+    @rule(data=st.data())
+    def look(self, data: st.DataObject) -> None:
+        """Ask the server, as every second, whether it still holds what was finished."""
+        worker = data.draw(st.sampled_from(self.workers), label="worker")
+        if not witness(self.redis, PROJECT, [WINDOWS, LATEST], _places(worker.finished), worker.name):
+            self._go_back(worker)
+
+    def _go_back(self, worker: Worker) -> None:
+        note(f"{worker.name!r} goes back")
+        found = progress(self.redis, PROJECT, WINDOWS)
+        worker.finished = {p: min(offset, found.get(("events", p), 0)) for p, offset in worker.finished.items()}
+        worker.positions = dict(worker.finished)
+        worker.read, worker.batches = [], []
+        self._start_progress(worker.finished)
+        assert witness(self.redis, PROJECT, [WINDOWS, LATEST], _places(worker.finished), worker.name)
+
+    def _start_progress(self, positions: dict[int, int]) -> None:
+        begin_progress(self.redis, PROJECT, [WINDOWS, LATEST], _places(positions))
+
     def _finish(self, worker: Worker) -> None:
         left = len(worker.batches)
         while len(worker.batches) == left:
             self._send(worker, len(worker.batches[0].replies), answered=True)
 
     def _send(self, worker: Worker, most: int, *, answered: bool) -> None:
+        try:
+            self._send_witnessed(worker, most, answered=answered)
+        except ReplacedError:
+            self._go_back(worker)
+
+    def _send_witnessed(self, worker: Worker, most: int, *, answered: bool) -> None:
         batch = worker.batches[0]
         if batch.deltas is not None:
             waiting = [i for i, reply in enumerate(batch.replies) if reply is None][:most]
             packed = [batch.deltas.packed[i] for i in waiting]
-            replies = self.tiles.merge(packed)
+            replies = TileWriter(self.redis, PROJECT, WINDOWS, writer=worker.name).merge(packed)
             for delta, reply in zip(packed, replies, strict=True):
                 note(f"{delta.entity!r}: {np.frombuffer(delta.extents, redis_store.EXTENT).tolist()} -> {reply}")
                 if isinstance(reply, int) or reply[0] != BEHIND:
@@ -245,20 +331,22 @@ class FenceProtocol(RuleBasedStateMachine):
                 assert again is None or len(again) < len(batch.deltas.events), "the same events are asked for again"
                 batch.send_next(again)
         if batch.deltas is None:
-            self._put(batch.messages)
-            self._advance({m.partition: m.offset + 1 for m in batch.messages})
+            ends = {m.partition: m.offset + 1 for m in batch.messages}
+            self._put(batch.messages, worker.name)
+            self._advance(ends, worker.name)
+            worker.finished |= {partition: end for partition, end in ends.items() if partition in worker.finished}
             worker.batches.pop(0)
 
-    def _put(self, messages: list[Message]) -> None:
-        self.rows.put(*stream.latest_rows(streams.events_of(LATEST, messages)))
+    def _put(self, messages: list[Message], writer: bytes) -> None:
+        rows = stream.latest_rows(streams.events_of(LATEST, messages))
+        LatestWriter(self.redis, PROJECT, LATEST, writer=writer).put(*rows)
         for message in messages:
             known = self.put.get(message.fields["who"])
             if known is None or _order(message) > _order(known):
                 self.put[message.fields["who"]] = message
 
-    def _advance(self, positions: dict[int, int]) -> None:
-        places = {("events", partition): position for partition, position in positions.items()}
-        redis_store.advance_progress(self.redis, PROJECT, [WINDOWS, LATEST], places)
+    def _advance(self, positions: dict[int, int], writer: bytes) -> None:
+        advance_progress(self.redis, PROJECT, [WINDOWS, LATEST], _places(positions), writer=writer)
         self.unseen = {"hot", "cold"}
         for partition, position in positions.items():
             self.reached[partition] = max(self.reached[partition], position)
@@ -270,24 +358,37 @@ class FenceProtocol(RuleBasedStateMachine):
         """A bootstrap reads what has landed in the offline store: a beginning of each partition."""
         found = {p: min(mark, len(self.topic[p]) - 1) for p, mark in enumerate(watermarks)}
         found = {p: mark for p, mark in found.items() if mark >= 0}
-        self.loads.append(Load(found, [m for p, mark in found.items() for m in self.topic[p][: mark + 1]]))
+        load = Load(found, [m for p, mark in found.items() for m in self.topic[p][: mark + 1]])
+        assert witness(self.redis, PROJECT, (), {}, load.name)
+        self.loads.append(load)
 
     @precondition(lambda self: self.loads)
-    @rule(data=st.data(), all_of_it=st.booleans())
-    def load(self, data: st.DataObject, all_of_it: bool) -> None:  # noqa: FBT001
-        """It writes what it has read, long after maybe, and maybe dies in between."""
+    @rule(data=st.data(), dies=st.booleans())
+    def load(self, data: st.DataObject, dies: bool) -> None:  # noqa: FBT001
+        """It writes what it has read, long after maybe, then advances the progress; or it dies in between."""
         load = self.loads.pop(data.draw(st.integers(0, len(self.loads) - 1), label="load"))
+        try:
+            if load.is_written:
+                self._advance({partition: mark + 1 for partition, mark in load.watermarks.items()}, load.name)
+            else:
+                self._load(load, dies=dies)
+        except ReplacedError:
+            note("the load is given up")
+
+    def _load(self, load: Load, *, dies: bool) -> None:
         values = streams.expected_values(WINDOWS, load.messages, load.watermarks)
-        entities = sorted(values) if all_of_it else sorted(values)[:1]
-        stored = self.tiles.load(entities, [values[entity] for entity in entities])
+        entities = sorted(values)[:1] if dies else sorted(values)
+        writer = TileWriter(self.redis, PROJECT, WINDOWS, writer=load.name)
+        stored = writer.load(entities, [values[entity] for entity in entities])
         for entity, was_stored in zip(entities, stored.tolist(), strict=True):
             note(f"{entity!r}: {load.watermarks} -> {was_stored}")
             if was_stored:
                 self._written(entity.decode())
-        if all_of_it:
-            self._put(load.messages)
+        if not dies:
+            self._put(load.messages, load.name)
             if stored.all():
-                self._advance({partition: mark + 1 for partition, mark in load.watermarks.items()})
+                load.is_written = True
+                self.loads.append(load)
 
     # What must hold
 
@@ -334,12 +435,14 @@ class FenceProtocol(RuleBasedStateMachine):
     @invariant()
     def progress_is_where_batches_ended(self) -> None:
         """It never falls, whoever is late."""
-        found = redis_store.progress(self.redis, PROJECT, WINDOWS)
+        found = progress(self.redis, PROJECT, WINDOWS)
         assert {p: found.get(("events", p), 0) for p in range(PARTITIONS)} == self.reached, "progress"
 
     def teardown(self) -> None:
         """Whoever comes next reads from the progress to the end; then everything is there, once."""
-        last = Worker(positions=dict(self.reached))
+        last = Worker(arriving=dict(self.reached))
+        assert witness(self.redis, PROJECT, (), {}, last.name)
+        self._arrive(last)
         for partition, position in last.positions.items():
             last.read += self.topic[partition][position:]
         self._begin(last)
@@ -348,6 +451,10 @@ class FenceProtocol(RuleBasedStateMachine):
         self.redis_holds_what_lies_behind_its_fences()
         self.the_greatest_row_stays()
         assert self.reached == {p: len(messages) for p, messages in enumerate(self.topic)}
+
+
+def _places(offsets: dict[int, int]) -> dict[tuple[str, int], int]:
+    return {("events", partition): offset for partition, offset in offsets.items()}
 
 
 def _order(message: Message) -> tuple[int, int, int]:

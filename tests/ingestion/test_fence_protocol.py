@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from redis import Redis
 
-from ingestion import redis_store, stream
+from ingestion import stream
+from ingestion.redis_calls import load_library
 from tests.ingestion.fence_protocol import FenceProtocol, machine
 
 STEPS = 40
@@ -22,7 +23,7 @@ LIBRARY = resources.files("ingestion").joinpath("redis_functions.lua").read_text
 def library(redis: Redis) -> Iterator[Redis]:
     """A server whose function library may be spoilt: it is loaded again at the end."""
     yield redis
-    redis_store.load_library(redis)
+    load_library(redis)
 
 
 def test_the_protocol_holds(library: Redis) -> None:
@@ -43,6 +44,16 @@ class Planted:
 
 
 MISTAKES = [
+    Planted(
+        "a server that came back is trusted",
+        "if not witnessed[args[#args]] then fail('TALLYWITNESS', 'this server is not known to hold what you wrote') end",
+        "",
+    ),
+    Planted(
+        "a server is witnessed unseen",
+        "if not stored or tonumber(stored) < tonumber(args[i + 1]) then return witnessed",
+        "if false then return witnessed",
+    ),
     Planted("the fence is not looked at", "if fence >= first then clear = false end", ""),
     Planted("the fence's own event counts again", "if fence >= first then", "if fence > first then"),
     Planted("an overlap is merged whole", "if fence >= first then", "if fence >= last then"),

@@ -294,3 +294,13 @@ def test_a_mark_says_how_data_came(redis: Redis) -> None:
 
     assert redis_store.view_mark(redis, "p", view) == {"by": "bootstrap"}
     assert redis_store.view_mark(redis, "p", changed) is None
+
+
+def test_where_a_worker_begins_is_no_proof_of_what_redis_holds(redis: Redis) -> None:
+    """Redis may lose writes between the look at its progress and the first batch: what it has then stays as it is."""
+    view = plans.window_view()
+    advance_progress(redis, "p", [view], {("t", 0): 5})
+
+    begin_progress(redis, "p", [view], {("t", 0): 9, ("t", 1): 3})
+
+    assert progress(redis, "p", view) == {("t", 0): 5, ("t", 1): 3}
