@@ -8,7 +8,7 @@ ROOMS  := benchmarks connections demo feast_plugins feature_repo infra ingestion
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long lint format bench notebook up down lock clean
+.PHONY: help install demo test test-long test-faults lint format bench notebook up down lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ test: install ## all tests, on servers that they start themselves; ARGS="-k name
 
 test-long: install ## the property tests with 2,000 random examples each; EXAMPLES=100000 for hours, ARGS as for test
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=long $(ARGS)
+
+test-faults: install ## hurt workers, brokers, servers and networks on purpose; ARGS="--rounds 100" is the long run
+	@$(BIN)/python -m pytest tests/faults $(ARGS)
 
 lint: install ## style, formatting and strict types
 	@$(BIN)/ruff check .

@@ -343,9 +343,11 @@ class _Worker:
                     "%s[%d]: Redis lacks %d messages that were committed; reading them again", *place, found.again
                 )
             starts[place] = found.offset
-        for topic, readers in self._readers.items():
-            of_topic = {place: offset for place, offset in starts.items() if place[0] == topic}
-            begin_progress(self._redis, project, [reader.view for reader in readers], of_topic, self._patience)
+        for readers in self._readers.values():
+            for reader in readers:
+                known = of_views[reader.view.name]
+                new = {place: at for place, at in starts.items() if place[0] == reader.topic and place not in known}
+                begin_progress(self._redis, project, [reader.view], new, self._patience)
         return starts
 
     def _patiently(self, ask: Callable[[], T]) -> T:

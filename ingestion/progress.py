@@ -74,10 +74,10 @@ def begin_progress(
     positions: Mapping[Place, int],
     patience: Patience | None = None,
 ) -> None:
-    """Set the progress of these views to `positions` where they have none.
+    """Set the progress of these views to `positions` where they have none; for views that had none when it was read.
 
-    Where they have, it stays, even if it lies before: a server that lost writes after its progress was read must not be told
-    that it has them.
+    What is there stays, even if it lies before: a server that lost writes after its progress was read must not be told that
+    it has them.
     """
     if views and positions:
         _on_each(redis, project, "tally_begin", views, positions, patience, NAMELESS)

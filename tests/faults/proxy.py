@@ -12,7 +12,7 @@ _CHUNK = 4096
 
 
 class Proxy:
-    """Passes connections on to 127.0.0.1:`target`. `passed` counts the bytes of both directions.
+    """Passes connections on to 127.0.0.1:`target`. `passed` counts the bytes of both directions, `accepted` connections.
 
     Its methods may be called from any thread; what they ask for has happened when they return.
     """
@@ -21,6 +21,7 @@ class Proxy:
         self.target = 0
         self.port = 0
         self.passed = 0
+        self.accepted = 0
         self._loop = loop
         self._seconds_per_byte = 1 / bytes_per_second if bytes_per_second else 0.0
         self._cut_at: int | None = None
@@ -86,6 +87,7 @@ class Proxy:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
+        self.accepted += 1
         self._open.add(writer)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target)

@@ -23,14 +23,18 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from redis.exceptions import RedisError
 
 import connections
 from connections import Client
 from infra.repository import plan_path
 from ingestion import redis_store
+from ingestion.progress import progress
 from serving_client import FeatureClient
-from tally.layout import fences_of
+from tally.errors import UnavailableError
+from tally.layout import fences_of, unpack_tiles
 from tally.plan import View
+from tally.time import SECOND
 from tests import oracle
 from tests.faults import truth
 from tests.faults.broker import Broker
@@ -48,7 +52,7 @@ def eventually(condition: Callable[[], object], what: str, deadline_s: float = D
     """Wait until a condition holds; a server that is away means not yet."""
     give_up = time.monotonic() + deadline_s
     while True:
-        with suppress(connections.RefusedError, OSError, redis_store.UnavailableError):
+        with suppress(OSError, UnavailableError, RedisError):
             if condition():
                 return
         assert time.monotonic() < give_up, f"{what}: not within {deadline_s:.0f} s"
@@ -216,7 +220,7 @@ class Stage:
         """`kill -9`. Counts how often Redis then held a part of a batch."""
         worker.kill()
         self.remove(worker)
-        with suppress(redis_store.UnavailableError):
+        with suppress(UnavailableError):
             self.torn += self.holds_part_of_a_batch()
         self.note("kill", f"{worker.name} at {self.to_redis.passed} bytes to Redis")
 
@@ -246,9 +250,9 @@ class Stage:
         self.note("cut to " + ("Redis" if proxy is self.to_redis else "Kafka"), f"after {number} bytes")
 
     def silence(self, proxy: Proxy) -> None:
-        """Swallow everything until somebody complains."""
+        """Swallow everything until somebody gives up and connects again."""
         proxy.fall_silent()
-        heard = sum(len(worker.text()) for worker in self.workers)
+        heard = proxy.accepted
         eventually(
             lambda: sum(len(worker.text()) for worker in self.workers) > heard or self.is_drained(), "a complaint"
         )
@@ -284,14 +288,16 @@ class Stage:
         """View -> partition -> progress."""
         found: dict[str, dict[int, int]] = {}
         for view in self.truth.plan.views:
-            progress = redis_store.progress(self.redis, self.project, view)
-            found[view.name] = {partition: offset for (_, partition), offset in progress.items()}
+            reached = progress(self.redis, self.project, view)
+            found[view.name] = {partition: offset for (_, partition), offset in reached.items()}
         return found
 
     def is_drained(self) -> bool:
         """Whether every message's effects are in Redis, as far as the progress says."""
         ends = dict(self.truth.ends)
-        return all(of_view == ends for of_view in self.positions().values())
+        return all(
+            {p: offset for p, offset in of_view.items() if offset} == ends for of_view in self.positions().values()
+        )
 
     def holds_part_of_a_batch(self) -> bool:
         """Whether some fence lies beyond the progress of its partition."""
@@ -299,7 +305,7 @@ class Stage:
             if view.kind == "latest":
                 continue
             stored = self.stored(view)
-            reached = {p: offset for (_, p), offset in redis_store.progress(self.redis, self.project, view).items()}
+            reached = {p: offset for (_, p), offset in progress(self.redis, self.project, view).items()}
             for value in stored.values():
                 if any(offset >= reached.get(partition, 0) for partition, offset in fences_of(value).items()):
                     return True
@@ -342,14 +348,14 @@ class Stage:
             assert found.keys() == expected.keys(), f"{view.name}: {found.keys() ^ expected.keys()}"
             for entity, value in found.items():
                 assert fences_of(value) == fences_of(expected[entity]), f"{view.name}/{entity!r}: fences"
-                assert value == expected[entity], f"{view.name}/{entity!r}: bytes"
+                assert value == expected[entity], _difference(view, entity, value, expected[entity])
 
     def _check_features(self) -> None:
         whos = sorted({who for view in ("cells", "last") for who in self.truth.kept.get(view, {})})
         rows = [{"who": who, "i": number % 19} for number, who in enumerate(whos)]
         newest = self.truth.newest()
         with FeatureClient.connect(self.client_url, project=self.project, service="all") as client:
-            for as_of in (newest, newest + self.random.randrange(900 * truth.SECOND)):
+            for as_of in (newest, newest + self.random.randrange(900 * SECOND)):
                 found = client.get(rows, as_of).to_dict()
                 for position, row in enumerate(rows):
                     for name, wanted in self.truth.features(row, as_of).items():
@@ -437,6 +443,20 @@ class Stage:
         }
 
 
+def _difference(view: View, entity: bytes, found: bytes, expected: bytes) -> str:
+    """What differs between two values of one key."""
+    rows = [unpack_tiles(view.tile_layout, view.tag, [value], [entity]) for value in (found, expected)]
+    have, want = ({(int(r["level"]), int(r["tile"])): r for r in row.records} for row in rows)
+    differ = {tile: [len(have), len(want)] for tile in have.keys() ^ want.keys()}
+    for tile in have.keys() & want.keys():
+        names = have[tile].dtype.names or ()
+        differ |= {
+            tile: [f"{n}: {have[tile][n]} {want[tile][n]}" for n in names if str(have[tile][n]) != str(want[tile][n])]
+        }
+    differ = {tile: found for tile, found in sorted(differ.items()) if found}
+    return f"{view.name}/{entity!r}: newest {[int(row.newest[0]) for row in rows]}, tiles {differ}"
+
+
 @contextmanager
 def stage(
     directory: Path, broker: Broker, to_redis: Proxy, worker_url: str, own_url: str, seed: int, keys: int = KEYS
@@ -459,10 +479,8 @@ def stage(
     )  # fmt: skip
     try:
         yield made
-    except BaseException:
-        print(made.story())
-        raise
     finally:
+        print(made.story())
         for worker in made.workers:
             worker.kill()
         to_redis.heal()

@@ -188,7 +188,10 @@ class Truth:
 
     def newest(self) -> int:
         """The greatest event time of all."""
-        return max(m.fields["at"] for of_view in self.kept.values() for of_key in of_view.values() for m in of_key)
+        greatest: int = max(
+            m.fields["at"] for of_view in self.kept.values() for of_key in of_view.values() for m in of_key
+        )
+        return greatest
 
 
 def _order(message: Message) -> tuple[int, int, int]:

@@ -89,11 +89,13 @@ class Batch:
 class Worker:
     """What one worker believes: its partitions and the offset to read next of each, what it has read, and its batches.
 
-    `arriving` are partitions that it was given and has not begun, `finished` the offset after its last batch of each.
+    `arriving` are partitions that it was given and has not begun, `new` those of which Redis had no progress then;
+    `finished` is the offset after its last batch of each.
     """
 
     name: bytes = field(default_factory=writer_name)
     arriving: dict[int, int] = field(default_factory=dict)
+    new: set[int] = field(default_factory=set)
     positions: dict[int, int] = field(default_factory=dict)
     finished: dict[int, int] = field(default_factory=dict)
     read: list[Message] = field(default_factory=list)
@@ -103,6 +105,7 @@ class Worker:
         """It was given to another. What was read of it stays."""
         for known in (self.arriving, self.positions, self.finished):
             known.pop(partition, None)
+        self.new.discard(partition)
 
 
 @dataclass
@@ -157,6 +160,7 @@ class FenceProtocol(RuleBasedStateMachine):
         self.join()
         self.join()
         self.workers[0].arriving = dict.fromkeys(range(PARTITIONS), 0)
+        self.workers[0].new = set(range(PARTITIONS))
 
     @rule(
         partition=st.integers(0, PARTITIONS - 1),
@@ -231,6 +235,8 @@ class FenceProtocol(RuleBasedStateMachine):
                 for worker in self.workers:
                     worker.lose(partition)
                 self.workers[owner].arriving[partition] = max(0, self.reached[partition] - behind)
+                if ("events", partition) not in progress(self.redis, PROJECT, WINDOWS):
+                    self.workers[owner].new.add(partition)
 
     @precondition(lambda self: len(self.workers) > 1)
     @rule(data=st.data())
@@ -256,7 +262,8 @@ class FenceProtocol(RuleBasedStateMachine):
             self._begin(worker)
 
     def _arrive(self, worker: Worker) -> None:
-        self._start_progress(worker.arriving)
+        self._start_progress({p: at for p, at in worker.arriving.items() if p in worker.new})
+        worker.new = set()
         worker.positions |= worker.arriving
         worker.finished |= worker.arriving
         worker.arriving = {}
@@ -286,7 +293,9 @@ class FenceProtocol(RuleBasedStateMachine):
     def look(self, data: st.DataObject) -> None:
         """Ask the server, as every second, whether it still holds what was finished."""
         worker = data.draw(st.sampled_from(self.workers), label="worker")
-        if not witness(self.redis, PROJECT, [WINDOWS, LATEST], _places(worker.finished), worker.name):
+        self._arrive(worker)
+        places = _places(worker.finished)
+        if places and not witness(self.redis, PROJECT, [WINDOWS, LATEST], places, worker.name):
             self._go_back(worker)
 
     def _go_back(self, worker: Worker) -> None:
@@ -295,7 +304,7 @@ class FenceProtocol(RuleBasedStateMachine):
         worker.finished = {p: min(offset, found.get(("events", p), 0)) for p, offset in worker.finished.items()}
         worker.positions = dict(worker.finished)
         worker.read, worker.batches = [], []
-        self._start_progress(worker.finished)
+        self._start_progress({p: at for p, at in worker.finished.items() if ("events", p) not in found})
         assert witness(self.redis, PROJECT, [WINDOWS, LATEST], _places(worker.finished), worker.name)
 
     def _start_progress(self, positions: dict[int, int]) -> None:
@@ -307,6 +316,7 @@ class FenceProtocol(RuleBasedStateMachine):
             self._send(worker, len(worker.batches[0].replies), answered=True)
 
     def _send(self, worker: Worker, most: int, *, answered: bool) -> None:
+        self._arrive(worker)
         try:
             self._send_witnessed(worker, most, answered=answered)
         except ReplacedError:
@@ -440,7 +450,7 @@ class FenceProtocol(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whoever comes next reads from the progress to the end; then everything is there, once."""
-        last = Worker(arriving=dict(self.reached))
+        last = Worker(arriving=dict(self.reached), new={p for p, offset in self.reached.items() if offset == 0})
         assert witness(self.redis, PROJECT, (), {}, last.name)
         self._arrive(last)
         for partition, position in last.positions.items():

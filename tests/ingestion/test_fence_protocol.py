@@ -77,7 +77,7 @@ MISTAKES = [
     Planted("keys never expire", "redis.call('SET', key, value, 'PX', ttl_ms)", "redis.call('SET', key, value)"),
     Planted("a load replaces what is newer", "offsets[partition] < offset then return 0", "false then return 0"),
     Planted("a load forgets a partition", "if not offsets[partition] or offsets[partition] < offset", "if offsets[partition] and offsets[partition] < offset"),
-    Planted("progress falls", "if not stored or tonumber(stored) < tonumber(args[i + 1]) then", "if true then"),
+    Planted("progress falls", "if not stored or tonumber(stored) < tonumber(args[i + 1]) then\n", "if true then\n"),
     Planted("the latest row is the last one written", "if less(high, low, stored_high, stored_low) then return 0 end", ""),
     Planted("the latest row is the last in the topic, whatever its time", "for position = 10, 26, 8 do", "for position = 18, 26, 8 do"),
 ]  # fmt: skip

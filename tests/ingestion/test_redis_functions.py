@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from ingestion import redis_store, stream
-from ingestion.progress import advance_progress, progress
+from ingestion.progress import advance_progress, begin_progress, progress
 from ingestion.redis_calls import load_library
 from ingestion.redis_store import Delta, LatestWriter, TileWriter
 from ingestion.stream import Counts
