@@ -216,7 +216,11 @@ def worlds(draw: st.DrawFn, *, online: bool = False, max_events: int = 10) -> Wo
     windows = tuple(draw(st.lists(st.sampled_from(CALLED), min_size=1, max_size=5, unique=True)))
     fields = tuple(draw(st.lists(st.sampled_from(DTYPES), min_size=1, max_size=3, unique=True)))
     empty = World(keys, windows, fields, draw(st.sampled_from(TTLS)), (), ())
-    times = draw(st.lists(INSTANTS, max_size=max_events))
+    anchors = st.sampled_from(
+        draw(st.lists(INSTANTS, min_size=1, max_size=3))
+    )  # so that events share tiles and windows
+    near = st.builds(lambda anchor, off: anchor + off, anchors, st.sampled_from([0, 0, 1, -1, SECOND]))
+    times = draw(st.lists(near, max_size=max_events))
     events = tuple(_event(draw, empty, entities, offset, at) for offset, at in enumerate(times))
     edges = [at + step + off for at in times for step in STEPS for off in (0, 1, -1)]
     asked = st.sampled_from(edges) | INSTANTS if edges else INSTANTS
