@@ -23,11 +23,6 @@ BATCH_BYTES = 700_000
 """About what a wave costs between workers and Redis."""
 
 
-FOUND = pytest.mark.skip(
-    reason="finds a difference that is not understood yet: two workers, a Kafka connection cut, and an event is missing"
-)
-
-
 def end(stage: Stage, *, all_left: bool = False) -> None:
     """Everyone leaves in good order; nothing changes any more, and the reports agree."""
     for worker in list(stage.workers):
@@ -98,7 +93,6 @@ def test_connections_to_redis_cut(on_stage: Stage, rounds: int) -> None:
     end(on_stage)
 
 
-@FOUND
 def test_connections_to_kafka_cut(on_stage: Stage, rounds: int) -> None:
     """Within a fetch, a commit, a heartbeat or a dead letter."""
     for _ in range(rounds):
@@ -139,7 +133,6 @@ def test_broker_restarted(on_stage: Stage, servers: Servers, rounds: int) -> Non
     end(on_stage)
 
 
-@FOUND
 def test_everything_at_once(on_stage: Stage, servers: Servers, rounds: int) -> None:
     """One fault after the other, before anything has recovered from the one before."""
     stage = on_stage
