@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +17,13 @@ from redis.asyncio import Redis as AsyncRedis
 
 from benchmarks.definitions import KEY, TABLE, latest_view, plan_of, three_windowed_views, topic_source
 from benchmarks.lookup_feast import PANDAS, PYTHON, feast_store, feast_url
+from benchmarks.lookup_flights import asked_flights, flights_plan, store_flights
 from benchmarks.lookup_load import under_load
+from benchmarks.lookup_serve import beside_feast_serve
 from benchmarks.lookup_world import (
     asked,
     check_latest,
     check_windows,
-    entities,
     events,
     latest_rows,
     store_latest,
@@ -38,27 +39,33 @@ from benchmarks.measure import (
     Target,
     in_turns,
     in_turns_async,
+    said,
 )
 from infra.local import embedded
 from ingestion.offline import Rows
 from ingestion.redis_calls import load_library
 from ingestion.sizes import sizes
 from serving_client import AsyncFeatureClient, FeatureClient
+from serving_client.lookup import Lookup
 from tally.functions import describe
 from tally.plan import Field, Input, Plan, RequestFunction
 
 SAMPLES: Final = 10_000
 QUICK: Final = 10
-ROWS: Final = (1, 10, 100, 1_000)
+SHARES: Final = {1: 1, 10: 1, 100: 2, 1_000: 20}
+FEW: Final = 20
+"""Of what takes milliseconds, and by `SHARES` of many rows, one sample is taken where of others this many are."""
 VIEWS: Final = ("x", "y", "z")
 MICROSECONDS: Final = 1e6
 PERCENTILES: Final = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 Bounds = Mapping[tuple[int, str], float]
 """What is promised: (rows, percentile) -> at most so many times the other side."""
+Asking = Callable[[int], list[dict[str, Any]]]
+"""Rows of a request, so many."""
 
 PLAIN_BOUNDS: Final = {(1, "p50"): 1.6, (1, "p99"): 2.0, (100, "p50"): 2.0}
 WINDOW_BOUNDS: Final = {(1, "p50"): 2.5, (100, "p50"): 3.0}
-STARTS: Final = 7
+STARTS: Final = 5
 
 
 def per_weight(x_0: Any, weight: Any) -> dict[str, Any]:
@@ -97,15 +104,19 @@ def run(*, quick: bool) -> Report:
             store_tiles(redis, windowed, view, happened)
         check_windows(redis, windowed, happened, now)
 
-        for plan, what, bounds in (
-            (with_function, "3 views x 8 fields + function", PLAIN_BOUNDS),
-            (windowed, "3 views, 8 windows", WINDOW_BOUNDS),
-        ):
-            results += _beside_redis(redis, plan, what, samples, bounds)
-            results += asyncio.run(_beside_redis_async(settings.redis_url, plan, what, samples))
+        flights = flights_plan(Path(home), settings.redis_url)
+        store_flights(redis, flights, rng, now)
+        services: list[tuple[Plan, str, Asking, Bounds]] = [
+            (with_function, "3 views x 8 fields + function", asked, PLAIN_BOUNDS),
+            (windowed, "3 views, 8 windows", asked, WINDOW_BOUNDS),
+            (flights, "flights, 5 views and 7 functions", lambda count: asked_flights(count, now), {}),
+        ]
+        for plan, what, asking, bounds in services:
+            results += _beside_redis(redis, plan, what, asking, samples, bounds)
+            results += asyncio.run(_beside_redis_async(settings.redis_url, plan, what, asking, samples))
         plain = plan_of("bench", TABLE, latest)
         results += under_load(settings.redis_url, windowed, 0.5 if quick else 3.0)
-        results += _starts(3 if quick else STARTS)
+        results += said(_starts(3 if quick else STARTS))
         # Feast comes last: its import would weigh on what was measured before.
         results += _beside_feast(redis, settings.redis_url, plain, with_function, stored, samples)
     return Report(results, _NOTES)
@@ -115,6 +126,8 @@ _NOTES: Final = (
     "Ours is get(...).to_dict(), Python values in hand. PING is the shortest round trip that redis-py makes.",
     "MGET fetches the same bytes in one round trip and leaves them packed: a floor, not a peer. All sides parse with hiredis.",
     "Checked before timing: latest rows equal what was written, windows equal the offline join, Feast answers as we do.",
+    "flights: the service of feature_repo as feast apply compiles it, 100 rows being 100 aircraft, 3 airports, 16 airlines.",
+    "Over HTTP: feast serve with our online store beside feast serve with Feast's, one connection kept open, JSON parsed.",
     "Feast: its SDK and its Redis store, the same rows in plain views, with an on-demand view where it says so.",
     "At a fixed rate: from when a lookup was due to its end, so that waiting for the one before counts.",
     "Start: a new process imports the client (or Feast) and ends; memory is its peak.",
@@ -122,22 +135,19 @@ _NOTES: Final = (
 )
 
 
-def _asked_of(count: int, samples: int) -> int:
-    """How many samples to take of `count` rows: as many as there is patience for."""
-    return samples if count == 1 else max(50, samples // (4 * count) if count > 10 else samples // 4)
-
-
-def _beside_redis(redis: Redis, plan: Plan, what: str, samples: int, bounds: Bounds) -> list[Result]:
-    client = FeatureClient(redis, plan)
+def _beside_redis(redis: Redis, plan: Plan, what: str, asking: Asking, samples: int, bounds: Bounds) -> list[Result]:
+    client, lookup = FeatureClient(redis, plan), Lookup(plan)
     results = []
-    for count in ROWS:
-        rows = asked(count)
+    for count in SHARES:
+        rows = asking(count)
+        keys = list(lookup.request(rows).keys)
         cases: dict[str, Call] = {
             "ours": lambda rows=rows: client.get(rows).to_dict(),  # type: ignore[misc]
-            "PING": redis.ping,
-            "MGET": _mget(redis, plan, count),
+            "MGET": lambda keys=keys: redis.mget(keys),  # type: ignore[misc]
         }
-        times = in_turns(cases, _asked_of(count, samples))
+        if count == 1:
+            cases["PING"] = redis.ping
+        times = in_turns(cases, samples // SHARES[count])
         label = f"{what}, {count:,} row{'s' if count > 1 else ''}"
         for other in ("PING", "MGET") if count == 1 else ("MGET",):
             promised = bounds if other == "PING" or count > 1 else {}
@@ -145,14 +155,16 @@ def _beside_redis(redis: Redis, plan: Plan, what: str, samples: int, bounds: Bou
     return results
 
 
-async def _beside_redis_async(redis_url: str, plan: Plan, what: str, samples: int) -> list[Result]:
+async def _beside_redis_async(redis_url: str, plan: Plan, what: str, asking: Asking, samples: int) -> list[Result]:
     results = []
+    lookup = Lookup(plan)
     async with (
         AsyncFeatureClient(AsyncRedis.from_url(redis_url), plan) as client,
         AsyncRedis.from_url(redis_url) as redis,
     ):
-        for count in ROWS:
-            rows, keys = asked(count), _keys(plan, count)
+        for count in SHARES:
+            rows = asking(count)
+            keys = list(lookup.request(rows).keys)
 
             async def ping() -> object:
                 return await redis.ping()
@@ -163,21 +175,12 @@ async def _beside_redis_async(redis_url: str, plan: Plan, what: str, samples: in
             async def mget(keys: list[bytes] = keys) -> object:
                 return await redis.mget(keys)
 
-            cases: dict[str, AsyncCall] = {"ours": ours, "PING": ping, "MGET": mget}
-            times = await in_turns_async(cases, _asked_of(count, samples))
-            label = f"{what}, asyncio, {count:,} row{'s' if count > 1 else ''}"
             other = "PING" if count == 1 else "MGET"
+            cases: dict[str, AsyncCall] = {"ours": ours, other: ping if count == 1 else mget}
+            times = await in_turns_async(cases, samples // SHARES[count])
+            label = f"{what}, asyncio, {count:,} row{'s' if count > 1 else ''}"
             results += _compared(label, other, times["ours"], times[other], count, {})
     return results
-
-
-def _keys(plan: Plan, count: int) -> list[bytes]:
-    return [view.prefix(plan.project) + entity for view in plan.views for entity in entities()[:count]]
-
-
-def _mget(redis: Redis, plan: Plan, count: int) -> Call:
-    keys = _keys(plan, count)
-    return lambda: redis.mget(keys)
 
 
 def _compared(label: str, other: str, ours: Seconds, theirs: Seconds, count: int, bounds: Bounds) -> list[Result]:
@@ -195,7 +198,7 @@ def _compared(label: str, other: str, ours: Seconds, theirs: Seconds, count: int
                 None if at_most is None else Target("ratio", "<=", at_most),
             )
         )
-    return results
+    return said(results)
 
 
 def _beside_feast(
@@ -205,7 +208,7 @@ def _beside_feast(
     results = []
     with tempfile.TemporaryDirectory() as folder:
         store, features = feast_store(Path(folder), redis_url, plain.views, stored)
-        results += _bytes(redis, redis_url, plain)
+        results += said(_bytes(redis, redis_url, plain))
         for on_demand, mode in (("", "plain"), (PYTHON, "Python on-demand view"), (PANDAS, "pandas on-demand view")):
             references = [*features, f"{on_demand}:{on_demand}"] if on_demand else features
             client = clients[bool(on_demand)]
@@ -217,10 +220,15 @@ def _beside_feast(
                     "Feast": lambda r=references, g=given: store.get_online_features(r, g).to_dict(),  # type: ignore[misc]
                 }
                 _require_equal(cases["Feast"](), cases["ours"](), on_demand)
-                times = in_turns(cases, samples if count == 1 else max(100, samples // 50))
+                times = in_turns(cases, samples if count == 1 else samples // FEW)
                 what = f"3 views x 8 fields, {mode}, {count} row{'s' if count > 1 else ''}"
                 bounds = {(1, "p50"): 1 / 5, (100, "p50"): 1 / 20}
                 results += _compared(what, "Feast", times["ours"], times["Feast"], count, bounds)
+        for count, times in beside_feast_serve(
+            Path(folder), redis, redis_url, features, stored, samples // FEW
+        ).items():
+            what = f"3 views x 8 fields over HTTP, {count} row{'s' if count > 1 else ''}"
+            results += _compared(what, "feast serve with Feast's store", times["ours"], times["Feast"], count, {})
     return results
 
 
@@ -254,7 +262,13 @@ _START: Final = """
 import resource, sys, time
 began = time.perf_counter()
 {imports}
-print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+seconds = time.perf_counter() - began
+if sys.platform == "darwin":
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+else:  # ru_maxrss has the peak of whoever started this process
+    with open("/proc/self/status") as status:
+        peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+print(seconds, peak)
 """
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 
 from benchmarks.definitions import AMOUNT, AT, KEY
 from benchmarks.lookup_world import ENTITIES, EVENTS_EACH, PARTITIONS, asked
-from benchmarks.measure import Call, Result
+from benchmarks.measure import Call, Result, said
 from ingestion.redis_store import TileWriter
 from ingestion.stream import events_of, merge
 from serving_client import FeatureClient
@@ -46,11 +46,10 @@ def under_load(redis_url: str, plan: Plan, seconds: float) -> list[Result]:
                 break
             kept = rate
             what = f"lookup: 3 views, 8 windows, 1 row, {rate:,}/s while a worker writes"
-            results += [Result(f"{what}, {n}", v, None, "ms") for n, v in (("p50", p50), ("p99", p99), ("p99.9", p999))]
-    return [
-        *results,
-        Result("lookup: highest rate tried with p99 <= 10 ms, one thread", float(kept), None, "lookups/s"),
-    ]
+            figures = (("p50", p50), ("p99", p99), ("p99.9", p999))
+            results += said([Result(f"{what}, {name}", value, None, "ms") for name, value in figures])
+    highest = Result("lookup: highest rate tried with p99 <= 10 ms, one thread", float(kept), None, "lookups/s")
+    return [*results, *said([highest])]
 
 
 def _waits(call: Call, rate: int, seconds: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -190,6 +190,15 @@ def _with_peak(function: Callable[..., Value], arguments: Sequence[Any]) -> tupl
     return value, peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+def said(results: list[Result]) -> list[Result]:
+    """`results`, each printed at once on a line of its own: what is there when a long run is cut short."""
+    for result in results:
+        theirs = "" if result.theirs is None else f", theirs {_shown(result.theirs)}, ratio {_shown(result.ratio)}"
+        sys.stdout.write(f"{result.name}: {_shown(result.ours)} {result.unit}{theirs}\n")
+    sys.stdout.flush()
+    return results
+
+
 def show(console: Console, subject: str, report: Report) -> None:
     """Print a subject's table and notes."""
     table = Table(title=subject, title_justify="left")

@@ -29,7 +29,13 @@ class Keys(Sequence[bytes]):
         return chain.from_iterable([prefix + text for text in texts] for prefix, texts in self._blocks)
 
     def __getitem__(self, position: Any) -> Any:
-        return list(self)[position]
+        if isinstance(position, slice) or position < 0:
+            return list(self)[position]
+        for prefix, texts in self._blocks:
+            if position < len(texts):
+                return prefix + texts[position]
+            position -= len(texts)
+        raise IndexError(position)
 
     @property
     def blocks(self) -> list[Keys]:

@@ -145,20 +145,22 @@ class Lookup:
         ]
         reads: list[Read] = []
         features: list[Mapping[str, Column]] = []
-        windows: list[tuple[int, dict[str, Wanted]]] = []
+        windows: list[tuple[int, dict[str, Wanted], Positions | None]] = []
         for use, positions in zip(self._uses, request.positions, strict=True):
             rows = stored[use.block]
             if isinstance(rows, TileRows):
-                read, wanted = _windows(use, rows, positions, as_of)
-                windows.append((len(features), wanted))
+                read, wanted, places = _windows(use, rows, positions, as_of)
+                windows.append((len(features), wanted, places))
                 columns: dict[str, Column] = {}
             else:
                 read, columns = _latest(use, rows, positions, as_of)
             reads.append(read)
             features.append(columns)
-        values_of = iter(finalize_all([one for _, wanted in windows for one in wanted.values()]))
-        for position, wanted in windows:  # one call for all: a call costs as much as a hundred values
-            features[position] = {feature: next(values_of) for feature in wanted}
+        values_of = iter(finalize_all([one for _, wanted, _ in windows for one in wanted.values()]))
+        for position, wanted, places in windows:  # one call for all: a call costs as much as a hundred values
+            features[position] = {
+                feature: next(values_of) if places is None else next(values_of).take(places) for feature in wanted
+            }
         return self._answer(request, as_of, reads, features)
 
     def _stored(self, view: View, values: Sequence[bytes | None], keys: Sequence[bytes]) -> LatestRows | TileRows:
@@ -236,16 +238,24 @@ def _latest(
 
 def _windows(
     use: _Use, stored: TileRows, positions: Positions | None, as_of: Instants
-) -> tuple[Read, dict[str, Wanted]]:
+) -> tuple[Read, dict[str, Wanted], Positions | None]:
+    """(what was found, states, which of the states each row has: None where row i has state i)."""
     found, newest, records, rows = stored.found, stored.newest, stored.records, stored.rows
+    instants, places = as_of, None
     if positions is not None:
         found, newest = found[positions], newest[positions]
-        chosen, rows = _spread(rows, len(stored.found), positions)
-        records = records[chosen]
+        entities = positions
+        alike = bool((as_of == as_of[0]).all())
+        if alike:  # rows of one entity see the same: merge its tiles once
+            entities, places = np.unique(positions, return_inverse=True)
+            instants = as_of[: len(entities)]
+        if not alike or len(entities) < len(stored.found):
+            chosen, rows = _spread(rows, len(stored.found), entities)
+            records = records[chosen]
     status = np.where(found, 0, np.uint8(Status.MISSING)).astype(np.uint8)
     status[found & (newest > as_of)] = Status.AHEAD
-    wanted = tiles.states(use.view.tile_layout, records, rows, as_of, use.wanted)
-    return Read(use.definition.name, status, found, newest, _Fences(stored, positions)), wanted
+    wanted = tiles.states(use.view.tile_layout, records, rows, instants, use.wanted)
+    return Read(use.definition.name, status, found, newest, _Fences(stored, positions)), wanted, places
 
 
 def _spread(rows: Positions, count: int, positions: Positions) -> tuple[Positions, Positions]:

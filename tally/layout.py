@@ -201,7 +201,7 @@ class RowLayout:
             if dtype in VARIABLE_WIDTH:
                 starts, ends = ends, [a + b for a, b in zip(ends, stored.tolist(), strict=True)]
                 filled = there if valid is None else valid[position]
-                stored = _slices(present, starts, ends, filled, dtype, [keys[row] for row in rows])
+                stored = _slices(present, starts, ends, filled, dtype, rows, keys)
             if valid is None:
                 columns[name] = Column(dtype, stored, there)
             elif found is None:
@@ -329,6 +329,7 @@ def _slices(
     ends: Sequence[int],
     valid: NDArray[np.bool_],
     dtype: Dtype,
+    rows: Sequence[int],
     keys: Sequence[bytes],
 ) -> NDArray[Any]:
     out = np.empty(len(values), object)
@@ -339,7 +340,7 @@ def _slices(
                 out[i] = piece.decode() if dtype == "String" else piece
             except UnicodeDecodeError as error:
                 raise StoredBytesError(
-                    f"{keys[i]!r} holds text that is not UTF-8 ({error}); "
+                    f"{keys[rows[i]]!r} holds text that is not UTF-8 ({error}); "
                     "delete the key and materialize the view again."
                 ) from error
     return out

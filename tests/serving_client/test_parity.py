@@ -120,3 +120,4 @@ def test_every_path_equals_the_oracle(clients: Any, planes: Any, pairs: Any, eve
     assert_equal(client.get(columns, as_of), rows, as_of, stored)
     for row, when in asked:
         assert_equal(client.get([row], when), [row], [when], stored)
+        assert_equal(client.get(rows, when), rows, [when] * len(rows), stored)  # rows of one entity share its windows

@@ -61,6 +61,13 @@ def test_missing_rows_are_null(data: st.DataObject) -> None:
         same_columns(found.columns[name], column(dtype, [None if row is None else row[3][position] for row in rows]))
 
 
+@given(st.data())
+def test_keys_are_for_errors_alone(data: st.DataObject) -> None:
+    """Values that are whole are unpacked without a look at their keys: a key is put together when it is looked at."""
+    stored = pack(ONE_OF_EACH, data.draw(rows_of(ONE_OF_EACH, max_size=3)))
+    assert len(ONE_OF_EACH.unpack([*stored, None], []).found) == len(stored) + 1
+
+
 def test_the_bytes_are_those_of_the_description() -> None:
     """Header, null bits, fixed part, texts: byte for byte as the module says, so that other programs can read them."""
     fields: tuple[tuple[str, Dtype], ...] = (("n", "Int32"), ("t", "String"), ("x", "Float64"), ("y", "Bytes"))

@@ -1,0 +1,1 @@
+"""A feature repository for `benchmarks.lookup_serve`."""
