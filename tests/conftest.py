@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
+import prometheus_client  # noqa: F401 - before Feast, which has all metrics of a process share their values
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings

@@ -113,7 +113,7 @@ def test_a_delta_across_its_fence_is_cut(redis: Redis) -> None:
 
     counts = deliver(redis, [messages[2:], messages[:5]])
 
-    assert counts == Counts(applied=2, duplicate=2 + 5)
+    assert counts == Counts(applied=2, duplicate=2 + 5, conflicts=2)
     assert stored(redis) == streams.expected_values(VIEW, messages)
 
 
@@ -124,7 +124,7 @@ def test_too_late_events_are_counted(redis: Redis) -> None:
     counts = deliver(redis, [[message(1, 10), message(2, 11), message(3, 99_990)]])
 
     assert counts == Counts(applied=1, too_late=2)
-    assert deliver(redis, [[message(1, 10), message(2, 11)]]) == Counts(duplicate=2)
+    assert deliver(redis, [[message(1, 10), message(2, 11)]]) == Counts(duplicate=2, conflicts=1)
 
 
 def test_tiles_expire_when_the_last_window_has_passed(redis: Redis) -> None:
