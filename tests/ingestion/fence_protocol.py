@@ -363,7 +363,7 @@ class FenceProtocol(RuleBasedStateMachine):
 
     # Loads beside the stream
 
-    @rule(watermarks=st.lists(st.sampled_from([-1, 2, 99, 99]), min_size=PARTITIONS, max_size=PARTITIONS))
+    @rule(watermarks=st.lists(st.sampled_from([-1, 0, 99, 99]), min_size=PARTITIONS, max_size=PARTITIONS))
     def read_offline(self, watermarks: list[int]) -> None:
         """A bootstrap reads what has landed in the offline store: a beginning of each partition."""
         found = {p: min(mark, len(self.topic[p]) - 1) for p, mark in enumerate(watermarks)}
