@@ -11,10 +11,12 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -25,6 +27,7 @@ from ingestion.arrow import from_column
 from ingestion.offline import Refused
 from ingestion.scan import batches, refused_once
 from tally.columns import Column, concatenate
+from tally.errors import DataError
 from tally.layout import EVIDENCE_COLUMN
 from training.asks import Questions
 from training.join import TiedRowsError
@@ -170,7 +173,9 @@ class Local:
 
     def __init__(self, memory: int) -> None:
         self._threads = min(os.cpu_count() or 1, 4)
-        self._budget = min(max(memory - FIXED, memory // 8) // self._threads, _BEST_BYTES)
+        self._room = max(memory - FIXED, memory // 8)
+        self._budget = min(self._room // self._threads, _BEST_BYTES)
+        self._joining_large = threading.Lock()
 
     def parts(self, work: ViewWork, labels: int) -> int:
         """See `Joiner`."""
@@ -207,8 +212,10 @@ class Local:
         if not any(counts):
             pass
         elif cost <= self._budget * _UNEVEN or rows is None or parts > MOST_PARTS:
-            of_part = None if rows is None else rows.read(part)
-            yield join_part(work.questions, work.view, of_part, [spill.read(part) for spill in labels])
+            with self._large(work, cost, count, counts):
+                of_part = None if rows is None else rows.read(part)
+                answered = join_part(work.questions, work.view, of_part, [spill.read(part) for spill in labels])
+            yield answered
         else:  # many keys fell into it, or one that has many rows: what can be divided, is
             finer = parts * max(
                 MOST_PARTS // parts + 1, min(math.ceil(cost * _UNEVEN / self._budget), _FINEST // parts)
@@ -224,6 +231,22 @@ class Local:
                     yield from self._part(work, one, finer, rows_again, labels_again, again)
         for spill in (*labels, *(() if rows is None else (rows,))):
             spill.drop(part)
+
+    def _large(self, work: ViewWork, cost: int, rows: int, labels: Sequence[int]) -> AbstractContextManager[object]:
+        """What a part that cannot be divided is joined under: one at a time of those that need more than their share.
+
+        Raises DataError for one that needs more than there is.
+        """
+        if cost <= self._budget * _UNEVEN:
+            return nullcontext()
+        room = self._room - (self._threads - 1) * self._budget
+        if cost > room:
+            raise DataError(
+                f"{work.view.name}: one entity has {rows:,} rows and {max(labels):,} labels, which take about {cost / 1e9:.1f} GB "
+                f"to join, and there is room for {room / 1e9:.1f} GB; give memory={(self._room + cost - room + FIXED) / 1e9:.1f}GB "
+                "or more, or fewer labels of that entity at a time."
+            )
+        return self._joining_large
 
 
 def _divided(spill: Spill, part: int, parts: int, folder: Path, key: Callable[[pa.Table], list[Column]]) -> Spill:

@@ -124,6 +124,14 @@ def test_bad_labels_are_refused_wherever_they_stand(
     assert list(temporary.iterdir()) == []
 
 
+def test_an_entity_that_does_not_fit_is_refused(offline_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be divided by key is joined alone while there is room, and refused beyond, with what it needs."""
+    monkeypatch.setattr(partitioned, "FIXED", 0)
+    monkeypatch.setattr(build, "memory_limit", lambda _: 10_000)
+    with pytest.raises(DataError, match=r"one entity has \d+ rows and \d+ labels, .* give memory=0\.0GB or more"):
+        _spilled(labels_frame(), offline_uri, budget=1_000)
+
+
 def test_files_go_with_the_training_set(offline_uri: str, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spilled rows are deleted with the object that reads them, and when joining fails."""
     monkeypatch.setattr(build, "_LABELS_SHARE", 0.0)
