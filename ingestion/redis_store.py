@@ -87,8 +87,8 @@ class LatestWriter:
         return self.view.prefix(self.project)
 
     def put(self, entities: Sequence[bytes], values: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Store each row where it is greater than the stored one; shape (n,): which were. Keys expire with the view's TTL."""
-        ttl = str(-(-self.view.ttl // 1000)).encode()
+        """Store each row where it is greater than the stored one; shape (n,): which were. Keys expire (`View.kept`)."""
+        ttl = _milliseconds(self.view.kept)
         commands = [
             (b"FCALL", b"tally_put_latest", b"1", self._prefix + entity, value, ttl, self.writer)
             for entity, value in zip(entities, values, strict=True)
@@ -107,7 +107,7 @@ class Delta(NamedTuple):
 
 @dataclass(frozen=True)
 class TileWriter:
-    """Writes tiles of one windowed view. Keys expire when the last window has passed since their last write."""
+    """Writes tiles of one windowed view. Keys expire (`View.kept`)."""
 
     redis: Client
     project: str
@@ -121,7 +121,7 @@ class TileWriter:
 
     @cached_property
     def _ttl(self) -> bytes:
-        return str(-(-self.view.tile_layout.longest // 1000)).encode()
+        return _milliseconds(self.view.kept)
 
     def merge(self, deltas: Sequence[Delta]) -> list[Reply]:
         """Merge each delta into what is stored, once (law 5). One reply per delta."""
@@ -139,3 +139,8 @@ class TileWriter:
             for entity, value in zip(entities, values, strict=True)
         ]
         return np.array(call(self.redis, commands, self.patience), np.bool_)
+
+
+def _milliseconds(micros: int) -> bytes:
+    """Rounded up, as Redis takes it."""
+    return str(-(-micros // 1000)).encode()

@@ -113,6 +113,18 @@ class View:
         """Bytes of a tile of this view."""
         return TileLayout(self.aggregations)
 
+    @cached_property
+    def kept(self) -> int:
+        """Microseconds for which a key must stay after its last write; 0: for ever.
+
+        A lookup sees an event for its TTL, or for the longest window and its hop. An event of a stream may lie ahead of the
+        moment in which it is written, so it is seen for longer after that.
+        """
+        if self.kind == "latest" and not self.ttl:
+            return 0
+        seen = self.ttl if self.kind == "latest" else self.tile_layout.longest
+        return seen + (self.future_tolerance if self.stream else 0)
+
     def prefix(self, project: str) -> bytes:
         """What this view's Redis keys begin with."""
         return key_prefix(project, self.name, self.hash)

@@ -49,7 +49,23 @@ def _windows() -> View:
     )
     keys = (Field("who", "String"),)
     return hashed_view(
-        View("windows", "window", "events", keys, (), COLUMNS, "at", "", 0, True, True, None, aggregations), SOURCE
+        View(
+            "windows",
+            "window",
+            "events",
+            keys,
+            (),
+            COLUMNS,
+            "at",
+            "",
+            0,
+            True,
+            True,
+            None,
+            aggregations,
+            future_tolerance=0,
+        ),
+        SOURCE,
     )
 
 
