@@ -75,7 +75,7 @@ class Result:
         if self.target is None:
             return None
         value = self.ratio if self.target.of == "ratio" else self.ours
-        return value is not None and self.target.met_by(value)
+        return value is not None and bool(self.target.met_by(value))
 
     def to_json(self) -> dict[str, Any]:
         """As in `results.json`: four significant digits."""

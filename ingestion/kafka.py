@@ -187,7 +187,7 @@ class _Worker:
         self._failure: Exception | None = None
         self._last_error = ""
         self._warned_at: dict[int, float] = {}
-        self._reading = False
+        self._reading = self._closing = False
         self._skip_expired = False
         self._committed_at = self._reported_at = 0.0
         self._dead_letters = DeadLetters(config)
@@ -236,6 +236,7 @@ class _Worker:
             self.summary.seconds = time.monotonic() - started
             if self._reading:
                 self._report()
+            self._closing = True
             self._consumer.close()
             self._threads.shutdown()
         return self.summary
@@ -296,6 +297,8 @@ class _Worker:
     # Rebalances. Exceptions are kept for the loop: librdkafka calls these from within poll.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:  # a consumer that is being closed answers no questions, and nothing will be read
+            return
         try:
             starts = self._patiently(lambda: self._starts({(p.topic, p.partition) for p in partitions}))
         except Exception as error:  # noqa: BLE001

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from redis import Redis
 
@@ -291,6 +291,20 @@ def refusing(redis: Redis) -> Iterator[None]:
         yield
     finally:
         redis.config_set("maxmemory", 0)
+
+
+def test_a_run_that_ends_before_it_learns_its_partitions_leaves(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was nothing to do; the group's answer comes while the consumer is closed."""
+    topic.run()
+    admin = AdminClient(topic.config)
+    group = f"tally-{topic.plan.project}"
+
+    def ends_at_once(*_: object) -> None:
+        eventually(lambda: admin.describe_consumer_groups([group])[group].result().state == ConsumerGroupState.STABLE)
+
+    monkeypatch.setattr(kafka._Worker, "_loop", ends_at_once)
+
+    assert topic.run().consumed == 0
 
 
 def test_a_running_worker_stops_when_told(topic: Topic) -> None:
