@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-import httpx
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
+from httpx2 import URL, HTTPError
 
 from tally.errors import UnavailableError
 
@@ -35,7 +35,7 @@ class SchemaRegistry:
             if error.http_status_code == _NOT_FOUND:
                 return None
             raise self._unavailable(error.error_message) from error
-        except (httpx.HTTPError, OSError) as error:
+        except (HTTPError, OSError) as error:
             raise self._unavailable(str(error)) from error
         if (schema.schema_type or "AVRO") != "AVRO":
             # Text that cannot be compiled: the messages are refused with what it is.
@@ -52,7 +52,7 @@ class SchemaRegistry:
             found[place] = schema.schema_str
 
     def _unavailable(self, reason: str) -> UnavailableError:
-        url = httpx.URL(self._url)
+        url = URL(self._url)
         return UnavailableError(
             f"The schema registry at {url.copy_with(username=None, password=None)} cannot be used ({reason}); check "
             "SCHEMA_REGISTRY_URL, its credentials, and that it is up."
