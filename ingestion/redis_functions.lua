@@ -436,7 +436,7 @@ end
 -- ARGV: field, offset, field, offset, ..., writer. Sets those fields of the hash that it does not have.
 local function begin(keys, args)
   for i = 1, #args - 1, 2 do
-    redis.call('HSETNX', keys[1], args[i], args[i + 1])
+    if not redis.call('HGET', keys[1], args[i]) then redis.call('HSET', keys[1], args[i], args[i + 1]) end
   end
   return redis.status_reply('OK')
 end
