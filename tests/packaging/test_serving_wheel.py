@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ except ImportError as error:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """A command's outcome."""
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    trusting = os.environ | {"UV_SYSTEM_CERTS": "1"}  # as the Makefile does: what the machine itself trusts
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=trusting)
 
 
 @pytest.fixture(scope="module")
