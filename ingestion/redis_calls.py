@@ -25,7 +25,8 @@ Command = tuple[Any, ...]
 Patience = Callable[[UnavailableError], None]
 """What to do when Redis is away: return to try the same calls again, raise to give up."""
 
-_CHUNK: Final = 1000
+_CHUNK: Final = 64
+"""Calls that are sent at once. Redis does them all before it answers anybody else, and lookups wait as long."""
 _LIBRARY: Final = "tally"
 _NODES: Final = ThreadPoolExecutor(32, "tally-node")
 """Threads that wait for the nodes of a cluster; they start with the first calls."""
