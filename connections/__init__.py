@@ -8,7 +8,7 @@ Imports redis and nothing heavier: inference workers pay for it.
 """
 
 from connections.address import Address, redacted
-from connections.clients import AsyncClient, Client, open_async_client, open_client
+from connections.clients import AsyncClient, Client, next_reply, open_async_client, open_client
 from connections.errors import (
     ClusterDownError,
     LoadingError,
@@ -30,6 +30,7 @@ __all__ = [
     "ReadOnlyError",
     "RefusedError",
     "explained",
+    "next_reply",
     "open_async_client",
     "open_client",
     "reaching",

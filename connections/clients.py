@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -61,6 +61,14 @@ def open_async_client(url: str, timeout: float = TIMEOUT_SECONDS) -> AsyncClient
         sentinel = cast(Any, AsyncSentinel)(address.nodes, sentinel_kwargs=login, **options)
         return cast(aio.Redis, sentinel.master_for(address.service))
     return aio.Redis(**options, **_place(address))
+
+
+def next_reply(connection: Any) -> Any:
+    """What the server says next on a connection of redis-py: a value, or the error that it refuses a command with."""
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def _options(address: Address) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Every function is safe to call again: what was applied before is not applied twi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -16,7 +17,7 @@ from redis import exceptions as errors
 from redis.cluster import ClusterNode
 from redis.crc import key_slot
 
-from connections import Client, explained, reaching
+from connections import Client, explained, next_reply, reaching
 from connections.errors import RAISED
 from tally.errors import DataError, DefinitionMismatchError, StoredBytesError, TallyError, UnavailableError
 
@@ -68,17 +69,17 @@ def call(redis: Client, commands: Sequence[Command], patience: Patience | None =
     Raises UnavailableError without `patience`, ReplacedError, DefinitionMismatchError, StoredBytesError, DataError.
     """
     replies: list[Any] = [None] * len(commands)
-    pending = list(range(len(commands)))
+    pending = deque(range(len(commands)))
     moved = False
     while pending:
-        chunk = pending[:_CHUNK]
+        chunk = [pending.popleft() for _ in range(min(_CHUNK, len(pending)))]
         failed: dict[int, Exception] = {}
         for number, reply in zip(chunk, _pipelined(redis, [commands[number] for number in chunk]), strict=True):
             if isinstance(reply, Exception):
                 failed[number] = reply
             else:
                 replies[number] = reply
-        pending = [*failed, *pending[_CHUNK:]]
+        pending.extendleft(reversed(failed))
         if not failed:
             continue
         trouble = _trouble(redis, commands, failed)
@@ -118,7 +119,7 @@ def _pipelined(redis: Client, commands: Sequence[Command]) -> list[Any]:
 
     def ask() -> list[Any]:
         connection.send_packed_command([b"".join(map(pack_command, commands))])
-        return [_reply(connection) for _ in commands]
+        return [next_reply(connection) for _ in commands]
 
     try:
         # Replies that nobody has read must not answer the next question.
@@ -132,13 +133,6 @@ def _pipelined(redis: Client, commands: Sequence[Command]) -> list[Any]:
         raise
     finally:
         pool.release(connection)
-
-
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except errors.ResponseError as error:
-        return error
 
 
 def _by_node(redis: RedisCluster, commands: Sequence[Command]) -> list[Any]:

@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving_client.cache import Cache, Looked, Values, fresh
+from serving_client.cache import Cache, Looked, fresh
+from serving_client.commands import Values
 from serving_client.definition import MOST_CHECKED, InUse
 from serving_client.lookup import Lookup, Request
 from serving_client.marks import Fallback, default_columns, marked, marks_of_uses

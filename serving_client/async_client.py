@@ -15,8 +15,9 @@ from redis.asyncio import RedisCluster
 from connections import AsyncClient, explained, open_async_client
 from connections.errors import RAISED
 from serving_client.answering import Answering, Extras, moments, now
-from serving_client.cache import Cache, Values
+from serving_client.cache import Cache
 from serving_client.client import CHECK_SECONDS, TIMEOUT_SECONDS, understood
+from serving_client.commands import Values
 from serving_client.definition import Said, first, renewed
 from serving_client.marks import Fallback
 from serving_client.metrics import Metrics

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving_client.commands import Values
 from serving_client.forks import renew_after_fork
 from serving_client.status import Status
-
-Values = list[bytes | None]
 
 
 @dataclass(frozen=True, slots=True)

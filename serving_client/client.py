@@ -15,7 +15,8 @@ from redis import RedisCluster
 from connections import Client, explained, open_client
 from connections.errors import RAISED
 from serving_client.answering import Answering, Extras, moments, now
-from serving_client.cache import Cache, Values
+from serving_client.cache import Cache
+from serving_client.commands import Values
 from serving_client.definition import Said, first, renewed
 from serving_client.forks import renew_after_fork
 from serving_client.lookup import Request

@@ -18,9 +18,9 @@ from redis.exceptions import AskError, MovedError, ResponseError, SlotNotCovered
 from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import TimeoutError as TimedOutError
 
+from connections import next_reply
+from serving_client.commands import Values
 from tally.errors import StoredBytesError
-
-Values = list[bytes | None]
 
 _LOST: Final = (LostError, TimedOutError, OSError)
 
@@ -123,7 +123,7 @@ class ClusterReads:
             while busy:
                 pool, connection, positions = busy[0]
                 for position in positions:
-                    replies.take(position, _reply(connection))
+                    replies.take(position, next_reply(connection))
                 pool.release(connection)
                 busy.pop(0)
         finally:
@@ -141,20 +141,12 @@ class ClusterReads:
         try:
             commands = _commands(key, error)
             connection.send_packed_command(connection.pack_commands(commands))
-            return [_reply(connection) for _ in commands][-1]
+            return [next_reply(connection) for _ in commands][-1]
         except BaseException:
             connection.disconnect()
             raise
         finally:
             pool.release(connection)
-
-
-def _reply(connection: Any) -> Any:
-    """What the server says next: a value, or the error that it refuses with."""
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
 
 
 class AsyncClusterReads:

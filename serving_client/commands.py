@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Final
 
+Values = list[bytes | None]
+"""What Redis has for some keys, in their order: None where there is nothing."""
 _HEAD: Final = b"\r\n$%d\r\n%b"
 """What comes before a key's own part: the end of the part before, the key's length, its prefix."""
 

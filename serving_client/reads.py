@@ -11,13 +11,11 @@ from redis.asyncio import RedisCluster as AsyncRedisCluster
 
 from connections import AsyncClient, Client
 from serving_client.cluster import AsyncClusterReads, ClusterReads
-from serving_client.commands import mget
+from serving_client.commands import Values, mget
 from serving_client.lookup import Request
 from serving_client.one_row import OneRequest
 from serving_client.wire import AsyncWire, Wire
 from tally.errors import DataError
-
-Values = list[bytes | None]
 
 _LONGEST_PAUSE: Final = 0.05
 _HOPELESS: Final = (errors.AuthenticationError, errors.AuthorizationError)

@@ -18,7 +18,8 @@ from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as TimedOutError
 
-Values = list[bytes | None]
+from serving_client.commands import Values
+
 Idle = deque[tuple[Any, float]]
 
 KEPT_SECONDS: Final = 1.0
