@@ -29,7 +29,7 @@ from ingestion.dead_letters import DeadLetters, Letter
 from ingestion.decoding import Decoder, from_topic, schema_hash
 from ingestion.patience import Patience, StoppedWhileAwayError
 from ingestion.positions import begin
-from ingestion.progress import advance_progress, begin_progress, is_empty, progress, witness, writer_name
+from ingestion.progress import advance_progress, begin_progress, is_empty, progress_of_each, witness, writer_name
 from ingestion.redis_calls import ReplacedError, load_library
 from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.report import Place, Progress, State, Summary, TopicCounts
@@ -284,11 +284,16 @@ class _Worker:
                     how = {"by": "stream", "topic": reader.topic}
                     redis_store.mark_view(self._redis, self._plan.project, reader.view, how)
 
+    def _progress(self) -> dict[str, dict[Place, int]]:
+        views = [reader.view for readers in self._readers.values() for reader in readers]
+        return progress_of_each(self._redis, self._plan.project, views)
+
     def _stored_progress(self) -> dict[Place, list[int]]:
         """How far each view has come in each partition of its topic; 0 where it never began."""
+        come = self._progress()
         result: dict[Place, list[int]] = {}
         for topic, readers in self._readers.items():
-            of_views = [progress(self._redis, self._plan.project, reader.view) for reader in readers]
+            of_views = [come[reader.view.name] for reader in readers]
             for place in set[Place]().union(*of_views):
                 if place[0] == topic:
                     result[place] = [of_view.get(place, 0) for of_view in of_views]
@@ -315,11 +320,7 @@ class _Worker:
         project = self._plan.project
         if not places:
             return {}
-        of_views = {
-            reader.view.name: progress(self._redis, project, reader.view)
-            for readers in self._readers.values()
-            for reader in readers
-        }
+        of_views = self._progress()
         emptied = not any(of_views.values()) and is_empty(self._redis, project)
         try:
             partitions = [TopicPartition(*place) for place in sorted(places)]

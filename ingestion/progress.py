@@ -41,8 +41,17 @@ def definition(view: View) -> str:
 
 def progress(redis: Client, project: str, view: View) -> dict[Place, int]:
     """(topic, partition) -> the offset after the last message whose effects on this view are all in Redis."""
+    return progress_of_each(redis, project, [view])[view.name]
+
+
+def progress_of_each(redis: Client, project: str, views: Sequence[View]) -> dict[str, dict[Place, int]]:
+    """View -> its `progress`, all as of one look."""
     with reaching(redis):
         stored = {shard: _fields(redis, key) for shard, key in _marks(redis, project).items()}
+    return {view.name: _come_to(stored, view) for view in views}
+
+
+def _come_to(stored: Mapping[str, Mapping[str, int]], view: View) -> dict[Place, int]:
     known = {text.split(":")[1] for fields in stored.values() for text in fields if text.startswith(f"{_SHARDS}:")}
     begin = f"{definition(view)}:"
     result: dict[Place, int] = {}
