@@ -84,16 +84,26 @@ class ServedLog:
 
     `sample` is the share of requests that are logged; `capacity` how many rows may wait. What comes when as many wait is
     dropped and counted: a request never waits for the log. The sink gets its rows every `seconds`, or when half of
-    `capacity` waits. `offered`, `dropped` and `lost` (by the sink) count rows since the process began.
+    `capacity` waits. `offered`, `dropped` and `lost` (by the sink) count rows since the process began. A sink that hangs
+    keeps no process from ending: `close`, which runs at exit too, gives up after `patience` seconds.
     """
 
-    def __init__(self, sink: Sink, *, sample: float = 1.0, capacity: int = 100_000, seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        sample: float = 1.0,
+        capacity: int = 100_000,
+        seconds: float = 5.0,
+        patience: float = 30.0,
+    ) -> None:
         self.sample = sample
         self.capacity = capacity
         self.seconds = seconds
+        self.patience = patience
         self.offered = self.dropped = self.lost = 0
         self._sink = sink
-        self._closed = False
+        self._closed = self._given_up = False
         self._begin()
         renew_after_fork(self)
 
@@ -136,6 +146,8 @@ class ServedLog:
             self._wake.wait(self.seconds)
             self._wake.clear()
             self._drain()
+        self._drain()
+        self._counting(self._sink.close, 0)
 
     def _drain(self) -> None:
         with self._lock:
@@ -148,24 +160,36 @@ class ServedLog:
 
     def _counting(self, call: Any, rows: int) -> None:
         try:
-            self.lost += call()
+            lost = call()
         except Exception:  # noqa: BLE001 whatever a sink raises must not end the log: it is counted and said
-            self.lost += rows
+            lost = rows
             _log.exception("The log of served rows lost %d rows.", rows)
+        with self._lock:
+            if not self._given_up:
+                self.lost += lost
 
     def close(self) -> None:
-        """Write what waits, and end. Later offers are dropped."""
+        """Write what waits, and end; after `patience` seconds, count what still waits as lost. Later offers are dropped."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             thread = self._thread
         self._wake.set()
-        if thread is not None:
-            thread.join()
-            atexit.unregister(self.close)
-        self._drain()
-        self._counting(self._sink.close, 0)
+        if thread is None:
+            self._counting(self._sink.close, 0)
+            return
+        thread.join(self.patience)
+        atexit.unregister(self.close)
+        if thread.is_alive():
+            with self._lock:
+                self._given_up = True
+                self.lost += self._count
+            _log.error(
+                "The log of served rows gives up its sink, which was still busy after %g s: %d rows are lost.",
+                self.patience,
+                self._count,
+            )
 
     def __enter__(self) -> Self:
         return self

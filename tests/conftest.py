@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import shutil
@@ -43,6 +44,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if EXAMPLES_OF:
         total = sum(EXAMPLES_OF.values())
         terminalreporter.write_line(f"{total:,} random examples in {len(EXAMPLES_OF)} property tests")
+
+
+def pytest_unconfigure() -> None:
+    """Says where the process hangs when it should long have ended: no test's time-out watches that."""
+    faulthandler.dump_traceback_later(120)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -210,10 +210,11 @@ def test_defaults_must_fit() -> None:
 
 
 class Kept:
-    """A sink that keeps what it gets, once `gate` is open."""
+    """A sink that keeps what it gets, and hangs while `gate` is closed."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
+        self.gate.set()
         self.batches: list[Served] = []
 
     def write(self, served: Served) -> int:
@@ -234,6 +235,7 @@ class Kept:
 def test_a_slow_sink_costs_rows_and_no_request(kind: str, redis_url: str) -> None:
     """While the sink hangs, requests are answered; what does not fit is dropped, and every row is counted."""
     sink = Kept()
+    sink.gate.clear()
     log = ServedLog(sink, capacity=10, seconds=0.001)
     client = Client(kind, redis_url, log=log)
     for _ in range(20):
@@ -264,6 +266,46 @@ def test_a_sink_that_fails_is_counted(redis_url: str, caplog: pytest.LogCaptureF
         client.get([ASKED], 0)
     assert log.lost == 4
     assert "No space left" in caplog.text
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_sink_that_hangs_is_given_up(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Closing waits for a sink as long as it was told to: then the rows are lost, counted once, and it is said."""
+    sink = Kept()
+    sink.gate.clear()
+    log = ServedLog(sink, seconds=0.001, patience=0.05)
+    client = FeatureClient(Redis.from_url(redis_url), world.ONE, log=log)
+    client.get([ASKED] * 3, 0)
+    log.close()
+    assert (log.offered, log.dropped, log.lost) == (3, 0, 3)
+    assert "3 rows are lost" in caplog.text
+    sink.gate.set()
+    eventually(lambda: not log._thread.is_alive(), "the end of the log's thread")
+    assert log.lost == 3
+
+
+HANGS = """
+import sys, threading
+from redis import Redis
+from serving_client import FeatureClient, ServedLog
+from tests.serving_client import world
+from tests.serving_client.test_extras import ASKED, Kept
+
+sink = Kept()
+sink.gate.clear()
+client = FeatureClient(Redis.from_url(sys.argv[1]), world.ONE, log=ServedLog(sink, patience=0.05))
+client.get([ASKED], 0)
+"""
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_sink_that_hangs_keeps_no_process_from_ending(redis_url: str) -> None:
+    """A process that never closed its log ends all the same, and says what was lost."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS, redis_url], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 rows are lost" in done.stderr
 
 
 @pytest.mark.usefixtures("stored")
@@ -374,7 +416,9 @@ def test_metrics_count_what_happened(kind: str, redis_url: str) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     cache = Cache(views=["delays"], entries=10, seconds=3600)
-    log = ServedLog(Kept(), capacity=3, seconds=3600)
+    sink = Kept()
+    sink.gate.clear()
+    log = ServedLog(sink, capacity=3, seconds=3600)
     client = Client(kind, redis_url, metrics=metrics, cache=cache, log=log)
     client.get([ASKED] * 2)
     client.get([ASKED], 0)
@@ -397,6 +441,8 @@ def test_metrics_count_what_happened(kind: str, redis_url: str) -> None:
     assert (value("tally_lookup_cache_hits"), value("tally_lookup_cache_misses")) == (2, 2)
     assert value("tally_served_log_rows", outcome="offered") == 4
     assert value("tally_served_log_rows", outcome="dropped") == 1
+    sink.gate.set()
+    log.close()
     client.close()
     Client("sync", redis_url, metrics=metrics).close()
 
