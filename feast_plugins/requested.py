@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from typing import Final
 
 from feast import FeatureService
 from feast.feature_view_projection import FeatureViewProjection
@@ -14,6 +15,12 @@ from feast_plugins.definitions import Definitions, compile_service
 from tally.errors import DataError
 from tally.plan import Plan, Service
 
+_Asked = tuple[str, str | tuple[str, ...], bool]
+"""The plan's hash; a service with its projections, or references; whether names are full."""
+_SERVICES: dict[_Asked, Service] = {}
+_MOST_SERVICES: Final = 1024
+"""Lists of references come from outside: this bounds what they can hold."""
+
 
 def requested_service(
     registry: BaseRegistry, plan: Plan, features: FeatureService | Sequence[str], full_feature_names: bool
@@ -22,15 +29,32 @@ def requested_service(
 
     Raises DataError for a reference that is not ``view:feature`` or names something that does not exist.
     """
-    if isinstance(features, FeatureService):
-        projections = features.feature_view_projections
-        name = features.name
-        if not projections:
-            projections = registry.get_feature_service(name, plan.project, allow_cache=True).feature_view_projections
-    else:
-        name = "features"
-        projections = _projections(registry, plan, features)
-    return _compiled(registry, plan, name, projections, full_feature_names)
+    if not isinstance(features, FeatureService):
+        references = plan.hash, tuple(features), full_feature_names
+        return _SERVICES.get(references) or _kept(
+            references, registry, plan, "features", _projections(registry, plan, features)
+        )
+    name = features.name
+    projections = features.feature_view_projections
+    if not projections:
+        projections = registry.get_feature_service(name, plan.project, allow_cache=True).feature_view_projections
+    asked = [
+        [p.name, p.name_to_use(), sorted(p.join_key_map.items()), [f.name for f in p.features]] for p in projections
+    ]
+    known_as = plan.hash, json.dumps([name, asked]), full_feature_names
+    return _SERVICES.get(known_as) or _kept(known_as, registry, plan, name, projections)
+
+
+def _kept(
+    known_as: _Asked, registry: BaseRegistry, plan: Plan, name: str, projections: Sequence[FeatureViewProjection]
+) -> Service:
+    on_demand = registry.list_on_demand_feature_views(plan.project, allow_cache=True)
+    definitions = Definitions(plan.project, {}, {}, {v.name: v for v in on_demand}, {}, lambda _: "This request")
+    service = compile_service(definitions, plan, name, projections, full_names=known_as[2])
+    if len(_SERVICES) >= _MOST_SERVICES:
+        _SERVICES.clear()
+    _SERVICES[known_as] = service
+    return service
 
 
 def _projections(registry: BaseRegistry, plan: Plan, references: Sequence[str]) -> list[FeatureViewProjection]:
@@ -53,25 +77,6 @@ def _projections(registry: BaseRegistry, plan: Plan, references: Sequence[str]) 
         projection.features = [fields[name] for name in dict.fromkeys(names)]
         projections.append(projection)
     return projections
-
-
-_SERVICES: dict[tuple[str, str], Service] = {}
-
-
-def _compiled(
-    registry: BaseRegistry, plan: Plan, name: str, projections: Sequence[FeatureViewProjection], full_names: bool
-) -> Service:
-    asked = [
-        [p.name, p.name_to_use(), sorted(p.join_key_map.items()), [f.name for f in p.features]] for p in projections
-    ]
-    known_as = plan.hash, json.dumps([name, asked, full_names])
-    if known_as not in _SERVICES:
-        if len(_SERVICES) >= 1024:  # lists of references come from outside: bound what they can hold
-            _SERVICES.clear()
-        on_demand = registry.list_on_demand_feature_views(plan.project, allow_cache=True)
-        definitions = Definitions(plan.project, {}, {}, {v.name: v for v in on_demand}, {}, lambda _: "This request")
-        _SERVICES[known_as] = compile_service(definitions, plan, name, projections, full_names=full_names)
-    return _SERVICES[known_as]
 
 
 def plan_of_service(plan: Plan, service: Service) -> Plan:

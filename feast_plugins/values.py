@@ -43,10 +43,9 @@ def add_values(target: Any, source: Column) -> None:
     field = _FIELDS[source.dtype]
     numbers = source.values // SECOND if source.dtype == "UnixTimestamp" else source.values
     for item, ok in zip(numbers.tolist(), source.valid.tolist(), strict=True):
+        value = target.add()
         if ok:
-            target.add(**{field: item})
-        else:
-            target.add()
+            setattr(value, field, item)
 
 
 def from_values(dtype: Dtype, values: Sequence[Value | None], name: str) -> Column:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from tally.errors import NotReadyError
 from tally.plan import Plan
 
+PLAN_FILE: Final = "data/plan.json"
+"""Where `feast apply` writes the plan, in the folder of a feature repository."""
+
 
 def plan_path(repo: Path) -> Path:
     """Where `feast apply` writes the plan of the feature repository in folder `repo`."""
-    return repo / "data" / "plan.json"
+    return repo / PLAN_FILE
 
 
 def load_plan(repo: Path) -> Plan:

@@ -14,6 +14,8 @@ from redis import Redis
 from feast_plugins import online_store
 from feast_plugins.online_store import TallyOnlineStore
 from infra.local.ephemeral import embedded
+from infra.repository import plan_path
+from tally.errors import NotReadyError
 from tests.serving_client import world
 
 
@@ -60,3 +62,18 @@ def test_lists_of_references_share_connections(config: Any, redis_url: str, monk
             for _ in range(3):
                 client.get([{"code": 1, "who": "x", "moment": 0}], 0)
         assert redis.info("clients")["connected_clients"] - before <= len(clients)
+
+
+def test_another_plan_is_noticed(config: Any) -> None:
+    """The store answers by the plan that is applied now; without one it says what to do."""
+    store = TallyOnlineStore()
+    with pytest.raises(NotReadyError, match="feast -c"):
+        store._plan(config)
+    path = plan_path(config.repo_path)
+    path.parent.mkdir()
+    path.write_text(world.PLAN.to_json())
+    assert store._plan(config) is store._plan(config)
+    aside = path.with_suffix(".aside")
+    aside.write_text(world.ONE.to_json())
+    aside.replace(path)
+    assert store._plan(config).hash == world.ONE.hash
