@@ -1,4 +1,4 @@
-"""``python -m benchmarks [lookup|point_in_time|stream ...] [--quick]``: all subjects when none is named.
+"""``python -m benchmarks [lookup|parity|point_in_time|stream ...] [--quick]``: all subjects when none is named.
 
 Prints a table for each subject and writes `results.json`. With ``--quick`` everything is small: that shows that the
 programs run, not how good anything is, so nothing is written.
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.measure import alone, report_of, show, write
 
-SUBJECTS: Final = ("lookup", "point_in_time", "stream")
+SUBJECTS: Final = ("lookup", "parity", "point_in_time", "stream")
 WIDTH: Final = 140
 RESULTS: Final = Path(__file__).with_name("results.json")
 

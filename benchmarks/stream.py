@@ -209,7 +209,8 @@ def plan_of_topic(project: str, topic: str) -> Plan:
     return plan_of(project, source, three_windowed_views(source))
 
 
-def _message(at: int, key: int, amount: float) -> bytes:
+def message(at: int, key: int, amount: float) -> bytes:
+    """A message of `MESSAGE`."""
     return json.dumps({AT.name: to_datetime(at).isoformat(), KEY.name: key, AMOUNT.name: amount}).encode()
 
 
@@ -231,7 +232,7 @@ def _fill(settings: Settings, topic: str, keys: int, messages: int) -> Rows:
     create(settings, topic)
     producer = Producer(settings.kafka_config() | {"linger.ms": 50, "queue.buffering.max.messages": messages + 1})
     for at, key, amount in zip(*(arrays[name].tolist() for name in (AT.name, KEY.name, AMOUNT.name)), strict=True):
-        producer.produce(topic, _message(at, key, amount), key=b"%d" % key)
+        producer.produce(topic, message(at, key, amount), key=b"%d" % key)
     _flush(producer)
     view = plan_of_topic(topic, topic).views[0]
     return rows_of(view, columns_of(view, arrays))
@@ -298,7 +299,7 @@ def load(config: Mapping[str, Any], topic: str, rate: float) -> None:
     """Produce events at a rate, until SIGTERM; 20 times a second what is due."""
     producer = Producer({**config, "linger.ms": 5, "queue.buffering.max.messages": 2_000_000})
     rng = np.random.default_rng(3)
-    ready = [_message(START + int(step), int(key), 1.0) for step, key in enumerate(rng.integers(0, 4_000, 50_000))]
+    ready = [message(START + int(step), int(key), 1.0) for step, key in enumerate(rng.integers(0, 4_000, 50_000))]
     began, sent = time.perf_counter(), 0
     while True:
         due = int((time.perf_counter() - began) * rate)
@@ -356,7 +357,7 @@ def _latencies(settings: Settings, redis: Redis, probes: int, share: int, rate: 
                 if done < count and now >= start + done / RATE:
                     number = 10**6 + (done if warm else RATE + done)
                     open_.append(_Probe(now, [prefix + b"%d" % number for prefix in prefixes]))
-                    producer.produce(topic, _message(START + number, number, 1.0), key=b"%d" % number)
+                    producer.produce(topic, message(START + number, number, 1.0), key=b"%d" % number)
                     done += 1
                 producer.poll(0)
                 still = []
