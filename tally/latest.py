@@ -8,17 +8,23 @@ row depends on the set of rows and never on their order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tally.blocks import BLOCK, on_threads, over_blocks
+
 Positions = NDArray[np.int64]
 Integers = NDArray[np.int64]
-Unsigned = NDArray[np.uint64]
+Codes = NDArray[np.int32] | NDArray[np.int64]
+
+_SORTED_AT_ONCE: Final = 1 << 18
+"""Fewer rows than this are sorted before a thread has started."""
 
 
 def sorted_positions(
-    codes: Integers,
+    codes: Codes,
     timestamp: Integers,
     a: Integers,
     b: Integers,
@@ -31,8 +37,8 @@ def sorted_positions(
     """
     if len(codes) == 0:
         return np.zeros(0, np.int64)
-    later = (timestamp - timestamp.min()).view(np.uint64)  # right even where the difference does not fit int64
-    order, same = _by_code_and_time(codes.view(np.uint64), later, int(later.max()).bit_length())
+    first = timestamp.min()
+    order, same = _by_code_and_time(codes, timestamp, first, (int(timestamp.max()) - int(first)).bit_length())
     tied = _tied(same)
     if len(tied) == 0:
         return order
@@ -46,39 +52,67 @@ def sorted_positions(
     return order
 
 
-def _by_code_and_time(codes: Unsigned, times: Unsigned, width: int) -> tuple[Positions, NDArray[np.bool_]]:
+def _by_code_and_time(
+    codes: Codes, times: Integers, first: np.int64, width: int
+) -> tuple[Positions, NDArray[np.bool_]]:
     """(positions that sort by (code, time), whether each of them ties with the one after it).
 
-    `times` have at most `width` bits. Plain integers sort several times faster than positions do (`argsort`), so each row
-    becomes one: its code, as many leading bits of its time as there is room for, its position. Rows that tie in these are
-    few, and are sorted again by the bits that were left out.
+    `times` are those from `first` on, with at most `width` bits above it. Plain integers sort several times faster than
+    positions do (`argsort`), so each row becomes one: its code, as many leading bits of its time as there is room for, its
+    position. Rows that tie in these are few, and are sorted again by the bits that were left out.
     """
-    below = (len(codes) - 1).bit_length()
+    count = len(codes)
+    below = (count - 1).bit_length()
     room = 64 - below - int(codes.max()).bit_length()
     if room < min(width, 2):
-        codes = np.unique(codes, return_inverse=True)[1].astype(np.uint64)
+        codes = np.unique(codes, return_inverse=True)[1]
         room = 64 - below - int(codes.max()).bit_length()
     kept = min(room, width)
     cut = width - kept
-    key = codes << kept
-    key |= times >> cut
-    key <<= below
-    key |= np.arange(len(codes), dtype=np.uint64)
-    key.sort()
-    order = (key & ((1 << below) - 1)).view(np.int64)
-    key >>= below
-    same = key[1:] == key[:-1]
+    key = np.empty(count, np.uint64)
+    ascending = np.arange(min(count, BLOCK), dtype=np.uint64)
+
+    def pack(block: slice) -> None:
+        part = key[block]
+        part[:] = codes[block]
+        part <<= kept
+        part |= (times[block] - first).view(np.uint64) >> cut  # right even where the difference does not fit int64
+        part <<= below
+        part |= ascending[: len(part)] + np.uint64(block.start)
+
+    over_blocks(pack, count)
+    _sort(key)
+    position = np.uint64((1 << below) - 1)
+    same = np.empty(count - 1, np.bool_)
+
+    def compare(block: slice) -> None:
+        np.less_equal(key[1:][block] ^ key[:-1][block], position, out=same[block])
+
+    over_blocks(compare, count - 1)
+    key &= position
+    order = key.view(np.int64)
     tied = _tied(same) if cut else order[:0]
     if len(tied):
         rows = order[tied]
-        group = np.cumsum(np.concatenate([[False], ~same])[tied]).view(np.uint64)
-        again, still = _by_code_and_time(group, times[rows] & np.uint64((1 << cut) - 1), cut)
+        group = np.cumsum(np.concatenate([[False], ~same])[tied])
+        left_out = (times[rows] - first) & ((1 << cut) - 1)
+        again, still = _by_code_and_time(group, left_out, np.int64(0), cut)
         order[tied] = rows[again]
         same[:] = False
         same[tied[:-1][still]] = True
     elif cut:
         same[:] = False
     return order, same
+
+
+def _sort(key: NDArray[np.uint64]) -> None:
+    """Sort in place; the lesser and the greater half at the same time."""
+    half = len(key) // 2
+    if len(key) < _SORTED_AT_ONCE:
+        key.sort()
+    else:
+        key.partition(half)
+        on_threads(lambda part: part.sort(), [key[:half], key[half:]])
 
 
 def _tied(same: NDArray[np.bool_]) -> Positions:

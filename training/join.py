@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from ingestion.offline import Rows
+from tally.blocks import over_blocks
 from tally.columns import Column
 from tally.errors import TallyError
 from tally.plan import View
 from training.keys import key_codes
 from training.point_in_time import latest_rows, window_features
 from training.timeline import Instants, Positions, Timeline, timeline
-from training.visibility import ByArrival, ByFences, ByVersion, LatestVisibility, WindowVisibility
+from training.visibility import ByArrival, ByFences, ByVersion, LatestVisibility, Mask, WindowVisibility
 
 Mode = Literal["event_time", "as_served"]
 MODES: Final = ("event_time", "as_served")
@@ -73,8 +76,25 @@ def join(view: View, rows: Rows, asks: Sequence[Ask]) -> list[dict[str, Column]]
         else:
             visibility = _latest_visibility(rows, line, ask, packed)
             positions, found = latest_rows(line, own, ask.as_of, view.ttl, visibility)
-            answers.append({name: rows.columns[name].take(positions, found) for name in ask.features})
+            answers.append(_taken({name: rows.columns[name] for name in ask.features}, positions, found))
     return answers
+
+
+def _taken(columns: Mapping[str, Column], positions: Positions, found: Mask) -> dict[str, Column]:
+    """Each column's values at `positions`; null where `found` is False."""
+    count = len(positions)
+    taken = {
+        name: Column(column.dtype, np.empty(count, column.values.dtype), np.empty(count, np.bool_))
+        for name, column in columns.items()
+    }
+
+    def take(block: slice) -> None:
+        for name, column in columns.items():
+            some = column.take(positions[block], found[block])
+            taken[name].values[block], taken[name].valid[block] = some.values, some.valid
+
+    over_blocks(take, count)
+    return taken
 
 
 def _window_visibility(rows: Rows, line: Timeline, ask: Ask) -> WindowVisibility | None:

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tally.aggregates import Cell, Ranks, State, cells_of, finalize_all, limbs_of, ordinals, ranks
+from tally.blocks import over_blocks
 from tally.columns import Column
 from tally.dtypes import VARIABLE_WIDTH, Dtype
 from tally.exact import Limbs
+from tally.latest import Codes
 from tally.tiles import Aggregation
 from training.dominance import Seen, running_extremes, seen_rows
 from training.timeline import Instants, Positions, Timeline, first_beyond
@@ -25,13 +27,27 @@ from training.visibility import LatestVisibility, Mask, WindowVisibility
 
 
 def latest_rows(
-    timeline: Timeline, codes: Positions, as_of: Instants, ttl: int, visibility: LatestVisibility | None = None
+    timeline: Timeline, codes: Codes, as_of: Instants, ttl: int, visibility: LatestVisibility | None = None
 ) -> tuple[Positions, Mask]:
     """(position of each label's latest row in the rows of the timeline, whether there is one that has not expired).
 
     The latest row is the last with ``timestamp <= as_of`` that the label sees. It has expired when it is older than `ttl`
     (µs; 0: never). Positions are 0 where there is none.
     """
+    if visibility is not None:
+        return _latest(timeline, codes, as_of, ttl, visibility)
+    positions, found = np.empty(len(codes), np.int64), np.empty(len(codes), np.bool_)
+
+    def look(block: slice) -> None:
+        positions[block], found[block] = _latest(timeline, codes[block], as_of[block], ttl, None)
+
+    over_blocks(look, len(codes))
+    return positions, found
+
+
+def _latest(
+    timeline: Timeline, codes: Codes, as_of: Instants, ttl: int, visibility: LatestVisibility | None
+) -> tuple[Positions, Mask]:
     starts, stops = timeline.span(codes)
     ends = first_beyond(timeline.timestamp, starts, stops, as_of)
     place = ends - 1 if visibility is None else visibility.latest(starts, ends)
@@ -48,7 +64,7 @@ def window_features(
     timeline: Timeline,
     columns: Mapping[str, Column],
     aggregations: Sequence[Aggregation],
-    codes: Positions,
+    codes: Codes,
     as_of: Instants,
     visibility: WindowVisibility | None = None,
 ) -> dict[str, Column]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.latest import sorted_positions
+from tally.blocks import over_blocks
+from tally.latest import Codes, sorted_positions
 
 Positions = NDArray[np.int64]
 Instants = NDArray[np.int64]
+
+_COUNTED_AT_ONCE: Final = 1 << 19
+"""`numpy.bincount` makes a wider copy of what it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Timeline:
     timestamp: Instants
     starts: Positions
 
-    def span(self, codes: Positions) -> tuple[Positions, Positions]:
+    def span(self, codes: Codes) -> tuple[Positions, Positions]:
         """First place and end of each entity's rows; both 0 for the code -1, which has none."""
         known = codes >= 0
         safe = np.where(known, codes, 0)
@@ -34,7 +39,7 @@ class Timeline:
 
 
 def timeline(
-    codes: Positions,
+    codes: Codes,
     count: int,
     timestamp: Instants,
     a: Instants,
@@ -44,8 +49,17 @@ def timeline(
     """The timeline of rows whose entities are `codes` (0..count-1); `packed` breaks full ties (`tally.latest`)."""
     order = sorted_positions(codes, timestamp, a, b, packed)
     starts = np.zeros(max(count, 1) + 1, np.int64)
-    np.cumsum(np.bincount(codes, minlength=max(count, 1)), out=starts[1:])
-    return Timeline(order, timestamp[order], starts)
+    some = max(count, _COUNTED_AT_ONCE)
+    for start in range(0, len(codes), some):
+        starts[1:] += np.bincount(codes[start : start + some], minlength=max(count, 1))
+    np.cumsum(starts, out=starts)
+    in_order = np.empty(len(order), np.int64)
+
+    def take(block: slice) -> None:
+        in_order[block] = timestamp[order[block]]
+
+    over_blocks(take, len(order))
+    return Timeline(order, in_order, starts)
 
 
 def first_beyond(
@@ -55,12 +69,18 @@ def first_beyond(
 
     `values` rise within each query's places.
     """
-    low, high = starts, stops
-    widest = int((stops - starts).max(initial=0))
-    for _ in range(widest.bit_length()):
-        middle = (low + high) >> 1
-        open_ = low < high
-        within = values[np.where(open_, middle, 0)] <= limits
-        low = np.where(open_ & within, middle + 1, low)
-        high = np.where(open_ & ~within, middle, high)
-    return low
+    found = np.empty(len(starts), np.int64)
+
+    def search(block: slice) -> None:
+        low, high, limit = starts[block], stops[block], limits[block]
+        widest = int((high - low).max(initial=0))
+        for _ in range(widest.bit_length()):
+            middle = (low + high) >> 1
+            open_ = low < high
+            within = values[np.where(open_, middle, 0)] <= limit
+            low = np.where(open_ & within, middle + 1, low)
+            high = np.where(open_ & ~within, middle, high)
+        found[block] = low
+
+    over_blocks(search, len(starts))
+    return found
