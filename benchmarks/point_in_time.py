@@ -118,7 +118,7 @@ _NOTES: Final = (
     "Seconds are the join alone, from each side's own memory to its own columns; the median of the rounds.",
     "Ours keeps the labels' order; theirs return an id and are put in order after the clock has stopped.",
     "GB are the peak of a side's whole process: the libraries of both sides (about 0.2 GB), inputs and answer.",
-    "Ours runs on one thread, DuckDB and Polars on all that they find.",
+    "Every side runs on all processors that it finds; ours sorts windows and latest rows on them, and adds on one.",
     "Beside Feast, both sides read their own files and end with a pandas frame.",
     "Exports go from a Delta table and a Parquet file of labels to a Parquet file.",
 )

@@ -13,14 +13,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.blocks import BLOCK, on_threads, over_blocks
+from tally.blocks import BLOCK, Each, blocks_of, one_by_one
 
 Positions = NDArray[np.int64]
 Integers = NDArray[np.int64]
 Codes = NDArray[np.int32] | NDArray[np.int64]
 
-_SORTED_AT_ONCE: Final = 1 << 18
-"""Fewer rows than this are sorted before a thread has started."""
+_HALVED: Final = 1 << 18
+"""More rows than this are sorted in halves, which may be sorted at the same time."""
 
 
 def sorted_positions(
@@ -29,16 +29,18 @@ def sorted_positions(
     a: Integers,
     b: Integers,
     packed: Callable[[Positions], list[bytes]] | None = None,
+    each: Each = one_by_one,
 ) -> Positions:
     """Positions that sort rows by (code, timestamp, a, b, packed bytes); the latest row of a code comes last.
 
     `codes` are integers from 0 that stand for entities. `packed` gives the bytes of the rows at some positions and is asked
-    only for rows that tie in everything else; without it such rows keep any order.
+    only for rows that tie in everything else; without it such rows keep any order. `each` may work on several blocks of
+    rows at the same time.
     """
     if len(codes) == 0:
         return np.zeros(0, np.int64)
     first = timestamp.min()
-    order, same = _by_code_and_time(codes, timestamp, first, (int(timestamp.max()) - int(first)).bit_length())
+    order, same = _by_code_and_time(codes, timestamp, first, (int(timestamp.max()) - int(first)).bit_length(), each)
     tied = _tied(same)
     if len(tied) == 0:
         return order
@@ -53,7 +55,7 @@ def sorted_positions(
 
 
 def _by_code_and_time(
-    codes: Codes, times: Integers, first: np.int64, width: int
+    codes: Codes, times: Integers, first: np.int64, width: int, each: Each
 ) -> tuple[Positions, NDArray[np.bool_]]:
     """(positions that sort by (code, time), whether each of them ties with the one after it).
 
@@ -80,15 +82,15 @@ def _by_code_and_time(
         part <<= below
         part |= ascending[: len(part)] + np.uint64(block.start)
 
-    over_blocks(pack, count)
-    _sort(key)
+    each(pack, blocks_of(count))
+    _sort(key, each)
     position = np.uint64((1 << below) - 1)
     same = np.empty(count - 1, np.bool_)
 
     def compare(block: slice) -> None:
         np.less_equal(key[1:][block] ^ key[:-1][block], position, out=same[block])
 
-    over_blocks(compare, count - 1)
+    each(compare, blocks_of(count - 1))
     key &= position
     order = key.view(np.int64)
     tied = _tied(same) if cut else order[:0]
@@ -96,7 +98,7 @@ def _by_code_and_time(
         rows = order[tied]
         group = np.cumsum(np.concatenate([[False], ~same])[tied])
         left_out = (times[rows] - first) & ((1 << cut) - 1)
-        again, still = _by_code_and_time(group, left_out, np.int64(0), cut)
+        again, still = _by_code_and_time(group, left_out, np.int64(0), cut, one_by_one)
         order[tied] = rows[again]
         same[:] = False
         same[tied[:-1][still]] = True
@@ -105,14 +107,14 @@ def _by_code_and_time(
     return order, same
 
 
-def _sort(key: NDArray[np.uint64]) -> None:
-    """Sort in place; the lesser and the greater half at the same time."""
-    half = len(key) // 2
-    if len(key) < _SORTED_AT_ONCE:
+def _sort(key: NDArray[np.uint64], each: Each) -> None:
+    """Sort in place."""
+    if len(key) <= _HALVED:
         key.sort()
     else:
+        half = len(key) // 2
         key.partition(half)
-        on_threads(lambda part: part.sort(), [key[:half], key[half:]])
+        each(lambda part: key[part].sort(), [slice(0, half), slice(half, len(key))])
 
 
 def _tied(same: NDArray[np.bool_]) -> Positions:

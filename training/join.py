@@ -8,12 +8,12 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from ingestion.offline import Rows
-from tally.blocks import over_blocks
 from tally.columns import Column
 from tally.errors import TallyError
 from tally.plan import View
 from training.keys import key_codes
 from training.point_in_time import latest_rows, window_features
+from training.threads import over_blocks
 from training.timeline import Instants, Positions, Timeline, timeline
 from training.visibility import ByArrival, ByFences, ByVersion, LatestVisibility, Mask, WindowVisibility
 

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
-from tally.blocks import over_blocks
 from tally.columns import Column
+from training.threads import over_blocks
 
 Codes = NDArray[np.int32]
 

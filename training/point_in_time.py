@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tally.aggregates import Cell, Ranks, State, cells_of, finalize_all, limbs_of, ordinals, ranks
-from tally.blocks import over_blocks
 from tally.columns import Column
 from tally.dtypes import VARIABLE_WIDTH, Dtype
 from tally.exact import Limbs
 from tally.latest import Codes
 from tally.tiles import Aggregation
 from training.dominance import Seen, running_extremes, seen_rows
+from training.threads import over_blocks
 from training.timeline import Instants, Positions, Timeline, first_beyond
 from training.visibility import LatestVisibility, Mask, WindowVisibility
 

@@ -9,8 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.blocks import over_blocks
+from tally.blocks import one_by_one
 from tally.latest import Codes, sorted_positions
+from training.threads import MANY, on_threads, over_blocks
 
 Positions = NDArray[np.int64]
 Instants = NDArray[np.int64]
@@ -47,7 +48,7 @@ def timeline(
     packed: Callable[[Positions], list[bytes]] | None = None,
 ) -> Timeline:
     """The timeline of rows whose entities are `codes` (0..count-1); `packed` breaks full ties (`tally.latest`)."""
-    order = sorted_positions(codes, timestamp, a, b, packed)
+    order = sorted_positions(codes, timestamp, a, b, packed, one_by_one if len(codes) < MANY else on_threads)
     starts = np.zeros(max(count, 1) + 1, np.int64)
     some = max(count, _COUNTED_AT_ONCE)
     for start in range(0, len(codes), some):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -63,6 +64,23 @@ def test_many_rows_of_wide_codes_and_times() -> None:
             for n in range(3_000)
         ]
         assert [rows[i] for i in positions_of(rows).tolist()] == sorted(rows)
+
+
+def backwards(work: Callable[[slice], object], slices: Sequence[slice]) -> None:
+    """Blocks in another order: none may need another one's."""
+    for one in reversed(slices):
+        work(one)
+
+
+@pytest.mark.parametrize("span", [2**10, 2**60])
+def test_rows_of_many_blocks(span: int) -> None:
+    """As many rows as several threads sort, with ties and without: the order of `numpy.lexsort`, for codes of either width."""
+    rng = np.random.default_rng(0)
+    codes, times = rng.integers(0, 200, 300_001), rng.integers(-span, span, 300_001)
+    a, b = rng.integers(0, 3, 300_001), rng.permutation(300_001)
+    expected = np.lexsort((b, a, times, codes))
+    assert (sorted_positions(codes, times, a, b) == expected).all()
+    assert (sorted_positions(codes.astype(np.int32), times, a, b, None, backwards) == expected).all()
 
 
 @given(st.lists(FEW, min_size=1, max_size=30), st.randoms(use_true_random=False))
