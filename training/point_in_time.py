@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.aggregates import Cell, Ranks, State, cells_of, finalize_all, limbs_of, ordinals, ranks
+from tally.aggregates import Cell, Ranks, State, cells_of, finalize_all, limb_count, limbs_of, ordinals, ranks
+from tally.blocks import blocks_of
 from tally.columns import Column
 from tally.dtypes import VARIABLE_WIDTH, Dtype
-from tally.exact import Limbs
 from tally.latest import Codes
 from tally.tiles import Aggregation
 from training.dominance import Seen, running_extremes, seen_rows
@@ -104,14 +104,13 @@ class _ColumnRows:
     """The rows of a column that are not null, in the order of the timeline.
 
     `before[i]` says how many of them lie before place i; `places` where each lies. `prefix` has for each sum cell
-    the running sums of its limbs, shape (k, n + 1): below 2^34 each, so that 2^29 rows stay within int64. The `rank` of a
-    text is its position in `texts`, the distinct ones in order.
+    the running sums of its limbs, shape (k, n + 1): below 2^34 each, so that 2^29 rows stay within int64; what a row adds
+    to one is a row's limb. The `rank` of a text is its position in `texts`, the distinct ones in order.
     """
 
     dtype: Dtype
     before: Positions
     places: Positions
-    limbs: dict[Cell, Limbs]
     prefix: dict[Cell, NDArray[np.int64]]
     rank: NDArray[np.uint64]
     texts: Ranks | None
@@ -121,14 +120,15 @@ class _ColumnRows:
         before = np.zeros(len(column) + 1, np.int64)
         np.cumsum(column.valid, out=before[1:])
         places = np.flatnonzero(column.valid)
-        present = column.take(places)
-        limbs: dict[Cell, Limbs] = {cell: limbs_of(present, cell) for cell in cells if cell in ("sum", "squares")}
-        prefix: dict[Cell, NDArray[np.int64]] = {cell: _running(values) for cell, values in limbs.items()}
-        ordered = any(cell not in limbs for cell in cells)
+        present = column if column.complete else column.take(places)
+        prefix: dict[Cell, NDArray[np.int64]] = {
+            cell: _running_sums(present, cell) for cell in cells if cell in ("sum", "squares")
+        }
+        ordered = any(cell not in prefix for cell in cells)
         rank, texts = np.zeros(0, np.uint64), None
         if ordered:
             rank, texts = ordinals(present) if column.dtype in VARIABLE_WIDTH else (ranks(present), None)
-        return _ColumnRows(column.dtype, before, places, limbs, prefix, rank, texts)
+        return _ColumnRows(column.dtype, before, places, prefix, rank, texts)
 
     def named(self, state: State) -> State:
         """A state of this column, with texts for their positions."""
@@ -184,7 +184,11 @@ class _ColumnRows:
             state.rank["last"][last >= 0] = self.rank[last[last >= 0]]
 
     def _add(self, state: State, seen: Seen, cells: Sequence[Cell]) -> None:
-        sums = {cell: _running(self.limbs[cell][seen.rows]) for cell in cells if cell in ("sum", "squares")}
+        sums = {
+            cell: [_running(one[seen.rows + 1] - one[seen.rows]) for one in self.prefix[cell]]
+            for cell in cells
+            if cell in ("sum", "squares")
+        }
         picks = {cell: np.minimum if cell == "min" else np.maximum for cell in cells if cell in ("min", "max")}
         best = {cell: running_extremes(self.rank[seen.rows], seen.size, pick) for cell, pick in picks.items()}
         for asked in seen.parts:
@@ -197,11 +201,18 @@ class _ColumnRows:
             state.count[own] += asked.stops - asked.starts
 
 
-def _running(limbs: Limbs) -> NDArray[np.int64]:
-    sums = np.zeros((limbs.shape[1], len(limbs) + 1), np.int64)
-    for position in range(limbs.shape[1]):
-        np.cumsum(limbs[:, position], out=sums[position, 1:])
+def _running_sums(column: Column, cell: Cell) -> NDArray[np.int64]:
+    """The running sums of each limb of a column without nulls, shape (k, n + 1)."""
+    sums = np.zeros((limb_count(cell, column.dtype), len(column) + 1), np.int64)
+    for block in blocks_of(len(column)):
+        limbs = limbs_of(Column(column.dtype, column.values[block], column.valid[block]), cell)
+        sums[:, block.start + 1 : block.stop + 1] = limbs.T
+    np.cumsum(sums, axis=1, out=sums)
     return sums
+
+
+def _running(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(values)])
 
 
 def _extremes(rank: Ranks, low: Positions, high: Positions, pick: Any) -> Ranks:
