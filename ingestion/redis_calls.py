@@ -5,6 +5,7 @@ Every function is safe to call again: what was applied before is not applied twi
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +23,12 @@ from connections.errors import RAISED
 from tally.errors import DataError, DefinitionMismatchError, StoredBytesError, TallyError, UnavailableError
 
 Command = tuple[Any, ...]
-"""`FCALL`, the function, 1, the key, the arguments."""
+"""`FCALL`, the function, the number of keys, the keys, the arguments."""
 Patience = Callable[[UnavailableError], None]
 """What to do when Redis is away: return to try the same calls again, raise to give up."""
 
 _CHUNK: Final = 64
-"""Calls that are sent at once. Redis does them all before it answers anybody else, and lookups wait as long."""
+"""Keys that are written at once. Redis does them all before it answers anybody else, and lookups wait as long."""
 _LIBRARY: Final = "tally"
 _NODES: Final = ThreadPoolExecutor(32, "tally-node")
 """Threads that wait for the nodes of a cluster; they start with the first calls."""
@@ -63,6 +64,11 @@ def _holds(reply: Any, text: bytes) -> bool:
     return any(_holds(part, text) for part in reply) if isinstance(reply, list) else reply in (text, text.decode())
 
 
+def keys_of_a_call(redis: Client) -> int:
+    """How many keys one call may have: on a cluster each may be on another server."""
+    return 1 if isinstance(redis, RedisCluster) else _CHUNK
+
+
 def call(redis: Client, commands: Sequence[Command], patience: Patience | None = None) -> list[Any]:
     """The replies of function calls. Those without an answer are asked again as long as `patience` lets.
 
@@ -72,7 +78,10 @@ def call(redis: Client, commands: Sequence[Command], patience: Patience | None =
     pending = deque(range(len(commands)))
     moved = False
     while pending:
-        chunk = [pending.popleft() for _ in range(min(_CHUNK, len(pending)))]
+        chunk, keys = list[int](), 0
+        while pending and keys < _CHUNK:
+            chunk.append(pending.popleft())
+            keys += commands[chunk[-1]][2]
         failed: dict[int, Exception] = {}
         for number, reply in zip(chunk, _pipelined(redis, [commands[number] for number in chunk]), strict=True):
             if isinstance(reply, Exception):
@@ -99,7 +108,7 @@ def _trouble(redis: Client, commands: Sequence[Command], failed: Mapping[int, Ex
     """Why calls have no answer yet. Raises what no patience mends."""
     problems = []
     for number, error in failed.items():
-        problem = _explain(redis, commands[number][3], error)
+        problem = _explain(redis, commands[number], error)
         if not isinstance(problem, UnavailableError):
             raise problem from error
         problems.append(problem)
@@ -185,22 +194,29 @@ def _is_missing(reply: Any) -> bool:
     return isinstance(reply, errors.ResponseError) and "Function not found" in str(reply)
 
 
-def _explain(redis: Client, key: Any, error: Exception) -> TallyError:
+def _explain(redis: Client, command: Command, error: Exception) -> TallyError:
     text = str(error)
     if "TALLYWITNESS" in text:
         return ReplacedError(
             "Redis was started anew, restored or failed over while it was being written to, and may have lost what was "
             "written last; run the command again."
         )
-    if "TALLYTAG" in text:
-        stored = text.split("TALLYTAG ", 1)[1].split(maxsplit=1)[0]
+    if found := re.search(r"TALLYTAG (\d+) (\w+)", text):
+        key, stored = _key(command, found), found[2]
         return DefinitionMismatchError(
             f"{key!r} in Redis was written under definition {stored}; delete the key, or materialize the view again."
         )
-    if "TALLYFORMAT" in text:
+    if found := re.search(r"TALLYFORMAT (\d+)", text):
         return StoredBytesError(
-            f"{key!r} in Redis was not written by Tally in this form; delete the key and load it again."
+            f"{_key(command, found)!r} in Redis was not written by Tally in this form; delete the key and load it again."
         )
-    if "TALLYRANGE" in text:
-        return DataError(f"{key!r}: a sum has grown beyond what a tile can hold; aggregate a smaller quantity.")
+    if found := re.search(r"TALLYRANGE (\d+)", text):
+        return DataError(
+            f"{_key(command, found)!r}: a sum has grown beyond what a tile can hold; aggregate a smaller quantity."
+        )
     return explained(redis, error)
+
+
+def _key(command: Command, found: re.Match[str]) -> Any:
+    """The key of a call that its error is about."""
+    return command[2 + int(found[1])]

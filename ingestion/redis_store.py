@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -18,7 +20,7 @@ from redis import RedisCluster
 
 from connections import Client, reaching
 from ingestion.progress import NAMELESS, definition
-from ingestion.redis_calls import Patience, call
+from ingestion.redis_calls import Patience, call, keys_of_a_call
 from tally.layout import plan_key, services_key, version_key, views_key
 from tally.plan import Plan, View
 
@@ -90,7 +92,7 @@ class LatestWriter:
         """Store each row where it is greater than the stored one; shape (n,): which were. Keys expire (`View.kept`)."""
         ttl = _milliseconds(self.view.kept)
         commands = [
-            (b"FCALL", b"tally_put_latest", b"1", self._prefix + entity, value, ttl, self.writer)
+            (b"FCALL", b"tally_put_latest", 1, self._prefix + entity, value, ttl, self.writer)
             for entity, value in zip(entities, values, strict=True)
         ]
         return np.array(call(self.redis, commands, self.patience), np.bool_)
@@ -103,6 +105,10 @@ class Delta(NamedTuple):
     newest: bytes
     extents: bytes
     records: bytes
+
+
+_PIECES: Final = itemgetter(slice(1, None))
+"""What of a delta goes to Redis beside its key."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +131,20 @@ class TileWriter:
 
     def merge(self, deltas: Sequence[Delta]) -> list[Reply]:
         """Merge each delta into what is stored, once (law 5). One reply per delta."""
-        program, tag, ttl = self.view.tile_layout.merge_program.encode(), self.view.tag, self._ttl
-        head, prefix = (b"FCALL", b"tally_merge_tiles", b"1"), self._prefix
-        commands = [
-            (*head, prefix + d.entity, program, tag, d.newest, d.extents, d.records, ttl, self.writer) for d in deltas
-        ]
-        return call(self.redis, commands, self.patience)
+        arguments = self.view.tile_layout.merge_program.encode(), self.view.tag, self._ttl
+        prefix, most = self._prefix, keys_of_a_call(self.redis)
+        commands = []
+        for begin in range(0, len(deltas), most):
+            part = deltas[begin : begin + most]
+            keys = [prefix + delta.entity for delta in part]
+            pieces = chain.from_iterable(map(_PIECES, part))
+            commands.append((b"FCALL", b"tally_merge", len(part), *keys, *arguments, *pieces, self.writer))
+        return list(chain.from_iterable(call(self.redis, commands, self.patience)))
 
     def load(self, entities: Sequence[bytes], values: Sequence[bytes]) -> NDArray[np.bool_]:
         """Store each value (`pack_tiles`) unless what is stored holds events beyond its fences; shape (n,): which were."""
         commands = [
-            (b"FCALL", b"tally_load_tiles", b"1", self._prefix + entity, value, self._ttl, self.writer)
+            (b"FCALL", b"tally_load_tiles", 1, self._prefix + entity, value, self._ttl, self.writer)
             for entity, value in zip(entities, values, strict=True)
         ]
         return np.array(call(self.redis, commands, self.patience), np.bool_)

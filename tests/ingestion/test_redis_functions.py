@@ -168,6 +168,22 @@ def test_foreign_bytes_are_refused(redis: Redis, value: bytes) -> None:
     assert redis.get(key(b"a")) == value
 
 
+def test_one_call_of_many_keys_is_as_many_deltas(redis: Redis) -> None:
+    """The error names the key in the middle that is wrong; those before it are applied once, though the call is made again."""
+    writer = TileWriter(redis, "p", VIEW)
+    messages = [Message(0, offset, message(offset, 100).fields | {"who": who}) for offset, who in enumerate("abcab")]
+    events = streams.events_of(VIEW, messages)
+    redis.set(key(b"b"), b"\x07")
+
+    with pytest.raises(StoredBytesError, match="/b"):
+        stream.merge(events, writer.merge)
+    assert redis.get(key(b"b")) == b"\x07"
+    redis.delete(key(b"b"))
+
+    assert stream.merge(events, writer.merge) == Counts(applied=3, duplicate=2, conflicts=1)
+    assert stored(redis) == streams.expected_values(VIEW, messages)
+
+
 def test_loading_yields_to_what_the_stream_has_applied(redis: Redis) -> None:
     """Tiles from the offline store replace what they include, and nothing that goes beyond them."""
     writer = TileWriter(redis, "p", VIEW)
