@@ -44,6 +44,7 @@ from infra.local import embedded
 from infra.settings import Settings
 from ingestion import kafka
 from ingestion.arrow import INSTANT, from_column
+from ingestion.garbage import seldom_collected
 from ingestion.materialize import bootstrap_view
 from ingestion.messages import decode
 from ingestion.offline import IDENTITY, Extracted, Rows, source_hash, write_table
@@ -246,6 +247,7 @@ def _flush(producer: Producer) -> None:
 # The sides, each in a process of its own
 
 
+@seldom_collected()
 def consume_and_parse(config: Mapping[str, Any], topic: str, messages: int) -> float:
     """Seconds to read all messages of a topic in a consumer group, in the same batches as ours, and to parse it."""
 
@@ -276,6 +278,7 @@ def consume_and_parse(config: Mapping[str, Any], topic: str, messages: int) -> f
     return seconds
 
 
+@seldom_collected()
 def apply(document: str, config: Mapping[str, Any], redis_url: str, messages: int) -> tuple[float, float]:
     """(seconds, CPU seconds) for one worker to bring the topic of a plan into Redis, to its end."""
     plan = Plan.from_json(document)
@@ -288,6 +291,7 @@ def apply(document: str, config: Mapping[str, Any], redis_url: str, messages: in
     return seconds, time.process_time() - before
 
 
+@seldom_collected()
 def apply_share(document: str, config: Mapping[str, Any], redis_url: str) -> int:
     """How many events one of several workers applied, of all views."""
     with Redis.from_url(redis_url) as redis:
@@ -391,6 +395,7 @@ def running(function: Callable[..., None], *arguments: Any) -> Iterator[None]:
         process.join(DEADLINE)
 
 
+@seldom_collected()
 def serve(document: str, config: Mapping[str, Any], redis_url: str) -> None:
     """Stream until SIGTERM."""
     stop = threading.Event()

@@ -27,6 +27,7 @@ from benchmarks import stream as benchmark
 from benchmarks.measure import alone
 from infra.local import embedded
 from ingestion import kafka, messages, redis_calls, stream
+from ingestion.garbage import seldom_collected
 from ingestion.redis_store import TileWriter
 from tally.plan import Plan
 
@@ -66,6 +67,7 @@ class _Stages:
         return run
 
 
+@seldom_collected()
 def profile(document: str, config: Mapping[str, Any], redis_url: str, seconds: float) -> dict[str, Any]:
     """Run a worker in this process for some seconds; what it and Redis spent after it was warm."""
     stages = _Stages()

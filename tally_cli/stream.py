@@ -57,6 +57,7 @@ def stream(
     chosen = chosen_views([v for v in plan.views if v.stream and v.online], view or [], plan, "online stream view")
     settings = settings_with(repo, "redis", "kafka")
 
+    from ingestion.garbage import seldom_collected
     from ingestion.kafka import run
     from ingestion.report import State
 
@@ -66,6 +67,7 @@ def stream(
         stopped_by_signals() as stop,
         observed(state, metrics_port) as observe,
         ERR.status("waiting for Kafka") as line,
+        seldom_collected(),
     ):
 
         def show(progress: Progress) -> None:
