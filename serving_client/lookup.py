@@ -15,11 +15,12 @@ from serving_client.one_row import Call, OneRequest, OneRowLookup
 from serving_client.request import Rows, columns_of, require_keys
 from serving_client.rows import FeatureRows, Read
 from serving_client.status import Status
-from tally import functions, tiles
-from tally.aggregates import Wanted, finalize_all
+from tally import functions
+from tally.aggregates import finalize_all
 from tally.columns import Column, canonical, nulls
 from tally.errors import DataError, UnknownServiceError
 from tally.layout import LatestRows, TileRows, entity_texts, fences_of, row_check, unpack_tiles
+from tally.merging import Tiles, Windows
 from tally.plan import FunctionUse, Plan, View, ViewUse
 
 Positions = NDArray[np.int64]
@@ -78,6 +79,10 @@ class Lookup:
             (view.prefix(plan.project), [i for i, use in enumerate(self._uses) if use.block == block])
             for block, view in enumerate(self._views)
         ]
+        self._windowed = [position for position, use in enumerate(self._uses) if use.view.kind == "window"]
+        self._windows = Windows(
+            [(use.view.tile_layout, use.wanted) for use in self._uses if use.view.kind == "window"]
+        )
         self._one_row = OneRowLookup(plan, self._calls)
 
     def _call(self, use: FunctionUse) -> Call:
@@ -139,29 +144,36 @@ class Lookup:
 
     def _decode(self, request: Request, values: Sequence[bytes | None], moments: Instants | int) -> FeatureRows:
         as_of = np.full(request.count, moments, np.int64) if isinstance(moments, int) else moments
+        alike = isinstance(moments, int) or bool((as_of == as_of[0]).all())
         stored = [
             self._stored(view, values[block], keys)
             for view, block, keys in zip(self._views, request.blocks, request.keys.blocks, strict=True)
         ]
         reads: list[Read] = []
         features: list[Mapping[str, Column]] = []
-        windows: list[tuple[int, dict[str, Wanted], Positions | None]] = []
+        windows: list[Tiles] = []
         for use, positions in zip(self._uses, request.positions, strict=True):
             rows = stored[use.block]
+            columns: dict[str, Column] = {}
             if isinstance(rows, TileRows):
-                read, wanted, places = _windows(use, rows, positions, as_of)
-                windows.append((len(features), wanted, places))
-                columns: dict[str, Column] = {}
+                read = _read_of(use, rows, positions, as_of)
+                windows.append(_tiles(rows, positions, as_of, alike=alike))
             else:
                 read, columns = _latest(use, rows, positions, as_of)
             reads.append(read)
             features.append(columns)
-        values_of = iter(finalize_all([one for _, wanted, _ in windows for one in wanted.values()]))
-        for position, wanted, places in windows:  # one call for all: a call costs as much as a hundred values
-            features[position] = {
-                feature: next(values_of) if places is None else next(values_of).take(places) for feature in wanted
-            }
+        for position, columns in zip(self._windowed, self._finished(windows), strict=True):
+            places = request.positions[position] if alike else None
+            features[position] = (
+                columns if places is None else {feature: values.take(places) for feature, values in columns.items()}
+            )
         return self._answer(request, as_of, reads, features)
+
+    def _finished(self, windows: Sequence[Tiles]) -> list[dict[str, Column]]:
+        """The features of each windowed use: one call for all, since a call costs as much as a hundred values."""
+        wanted = self._windows.states(windows)
+        values = iter(finalize_all([one for found in wanted for one in found.values()]))
+        return [{feature: next(values) for feature in found} for found in wanted]
 
     def _stored(self, view: View, values: Sequence[bytes | None], keys: Sequence[bytes]) -> LatestRows | TileRows:
         if view.kind == "window":
@@ -236,35 +248,29 @@ def _latest(
     return Read(use.definition.name, status, found, timestamp, _Versions(stored, positions)), columns
 
 
-def _windows(
-    use: _Use, stored: TileRows, positions: Positions | None, as_of: Instants
-) -> tuple[Read, dict[str, Wanted], Positions | None]:
-    """(what was found, states, which of the states each row has: None where row i has state i)."""
-    found, newest, records, rows = stored.found, stored.newest, stored.records, stored.rows
-    instants, places = as_of, None
+def _read_of(use: _Use, stored: TileRows, positions: Positions | None, as_of: Instants) -> Read:
+    found, newest = stored.found, stored.newest
     if positions is not None:
         found, newest = found[positions], newest[positions]
-        entities = positions
-        alike = bool((as_of == as_of[0]).all())
-        if alike:  # rows of one entity see the same: merge its tiles once
-            entities, places = np.unique(positions, return_inverse=True)
-            instants = as_of[: len(entities)]
-        if not alike or len(entities) < len(stored.found):
-            chosen, rows = _spread(rows, len(stored.found), entities)
-            records = records[chosen]
-    status = np.where(found, 0, np.uint8(Status.MISSING)).astype(np.uint8)
-    status[found & (newest > as_of)] = Status.AHEAD
-    wanted = tiles.states(use.view.tile_layout, records, rows, instants, use.wanted)
-    return Read(use.definition.name, status, found, newest, _Fences(stored, positions)), wanted, places
+    status = np.zeros(len(as_of), np.uint8)
+    status[newest > as_of] = Status.AHEAD
+    status[~found] = Status.MISSING
+    return Read(use.definition.name, status, found, newest, _Fences(stored, positions))
 
 
-def _spread(rows: Positions, count: int, positions: Positions) -> tuple[Positions, Positions]:
-    """(record, row) of the records of each row, where row i has those of entity `positions[i]`; `rows` are sorted."""
-    starts = np.searchsorted(rows, np.arange(count + 1))
-    sizes = np.diff(starts)[positions]
-    before = np.cumsum(sizes) - sizes
-    owners = np.repeat(np.arange(len(positions)), sizes)
-    return np.arange(len(owners)) + np.repeat(starts[positions] - before, sizes), owners
+def _tiles(stored: TileRows, positions: Positions | None, as_of: Instants, *, alike: bool) -> Tiles:
+    """What each row sees; what each entity sees where all instants are alike, so that its tiles are merged once."""
+    if alike or positions is None:
+        return Tiles(stored.records, stored.sizes, as_of if positions is None else np.full(len(stored.found), as_of[0]))
+    chosen, sizes = _spread(stored.sizes, positions)
+    return Tiles(stored.records[chosen], sizes, as_of)
+
+
+def _spread(sizes: Positions, positions: Positions) -> tuple[Positions, Positions]:
+    """(records of each row, how many they are), where row i has those of entity `positions[i]` and entities have `sizes`."""
+    before, own = np.cumsum(sizes) - sizes, sizes[positions]
+    starts = np.cumsum(own) - own
+    return np.arange(own.sum()) + np.repeat(before[positions] - starts, own), own
 
 
 @dataclass(frozen=True, slots=True)

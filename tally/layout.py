@@ -39,7 +39,8 @@ EVIDENCE_COLUMN: Final = "tally_evidence"
 """Column of a log of served rows: JSON of what each answer was read from (`serving_client`), for replays offline."""
 FENCE: Final = np.dtype([("partition", "<u4"), ("offset", "<i8")])
 _FENCE: Final = struct.Struct("<Iq")
-_HEAD: Final = np.dtype([("format", "u1"), ("tag", f"V{HASH_BYTES}"), ("newest", "<i8"), ("fences", "<u2")])
+_HEAD: Final = np.dtype([("head", f"V{1 + HASH_BYTES}"), ("newest", "<i8"), ("fences", "<u2")])
+_HEAD_PARTS: Final = np.dtype([("format", "u1"), ("tag", f"V{HASH_BYTES}"), ("newest", "<i8"), ("fences", "<u2")])
 
 
 def key_prefix(project: str, view: str, view_hash: str) -> bytes:
@@ -360,13 +361,18 @@ class LatestRows:
 
 @dataclass(frozen=True, slots=True)
 class TileRows:
-    """Decoded tiles of n rows: `found` and `newest` of shape (n,), `fences` per row, records and the row of each."""
+    """Decoded tiles of n rows: `found` and `newest` of shape (n,), `fences` per row, records and how many each row has."""
 
     found: NDArray[np.bool_]
     newest: NDArray[np.int64]
     records: NDArray[np.void]
-    rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     values: Sequence[bytes | None]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row of each record."""
+        return np.repeat(np.arange(len(self.found)), self.sizes)
 
     @property
     def fences(self) -> list[dict[int, int]]:
@@ -394,25 +400,27 @@ def fences_of(value: bytes) -> dict[int, int]:
 def unpack_tiles(layout: TileLayout, tag: bytes, values: Sequence[bytes | None], keys: Sequence[bytes]) -> TileRows:
     """The tiles of `values`, None being an entity without any. Raises as `RowLayout.unpack`."""
     present, rows, found = _present(values)
-    lengths = np.fromiter(map(len, present), np.int64, len(present))
-    short = lengths < TILES_HEADER.size
-    if short.any():
-        key = keys[rows[int(np.flatnonzero(short)[0])]]
+    raw = b"".join([value[: TILES_HEADER.size] for value in present])
+    if len(raw) != len(present) * TILES_HEADER.size:
+        key = keys[rows[next(i for i, value in enumerate(present) if len(value) < TILES_HEADER.size)]]
         raise StoredBytesError(f"{key!r} does not hold tiles; delete the key and bootstrap the view again.")
-    heads = np.frombuffer(b"".join([value[: TILES_HEADER.size] for value in present]), _HEAD)
-    _check_heads(heads, TILES_FORMAT, tag, "tiles", "bootstrap", rows, keys)
-    starts = TILES_HEADER.size + heads["fences"].astype(np.int64) * FENCE.itemsize
-    records, sizes, wrong = layout.unpack(
-        [value[start:] for value, start in zip(present, starts.tolist(), strict=True)]
-    )
-    wrong = wrong | (lengths < starts)
-    if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
+    heads = np.frombuffer(raw, _HEAD)
+    if heads["head"].tobytes() != (bytes([TILES_FORMAT]) + tag) * len(heads):
+        _check_heads(np.frombuffer(raw, _HEAD_PARTS), TILES_FORMAT, tag, "tiles", "bootstrap", rows, keys)
+    starts = [TILES_HEADER.size + count * FENCE.itemsize for count in heads["fences"].tolist()]
+    blocks = [value[start:] for value, start in zip(present, starts, strict=True)]
+    records, sizes, damaged = layout.unpack(blocks)
+    wrong = set(np.flatnonzero(damaged).tolist())
+    if b"" in blocks:
+        wrong |= {i for i, value in enumerate(present) if len(value) < starts[i]}
+    if wrong:
+        first = min(wrong)
         raise StoredBytesError(
-            f"{keys[rows[first]]!r} holds {lengths[first]} bytes, which is not a whole number of tiles; "
+            f"{keys[rows[first]]!r} holds {len(present[first])} bytes, which is not a whole number of tiles; "
             "delete the key and bootstrap the view again."
         )
-    newest = np.zeros(len(values), np.int64)
-    newest[slice(None) if found is None else found] = heads["newest"]
-    owners = np.repeat(np.arange(len(values)) if found is None else np.flatnonzero(found), sizes)
-    return TileRows(np.ones(len(values), np.bool_) if found is None else found, newest, records, owners, values)
+    if found is None:
+        return TileRows(np.ones(len(values), np.bool_), heads["newest"].astype(np.int64), records, sizes, values)
+    newest, all_sizes = np.zeros((2, len(values)), np.int64)
+    newest[found], all_sizes[found] = heads["newest"], sizes
+    return TileRows(found, newest, records, all_sizes, values)

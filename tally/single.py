@@ -1,4 +1,4 @@
-"""One entity's stored bytes as Python scalars: the bits of `RowLayout.unpack` and `tiles.read`, without arrays.
+"""One entity's stored bytes as Python scalars: the bits of `RowLayout.unpack` and `merging.read`, without arrays.
 
 An array costs a microsecond whether it holds one value or a hundred, so an online lookup of one row does without. Readers
 answer None for bytes that are not plainly right: the array readers then say what is wrong with them.

@@ -178,8 +178,8 @@ class TileLayout:
         """(records, how many each block of `pack` holds, which blocks are damaged: if any is, there are no records)."""
         lengths = np.fromiter(map(len, blocks), np.int64, len(blocks))
         if not self.texts:
-            sizes, rest = np.divmod(lengths, self.record.itemsize)
-            damaged = rest != 0
+            sizes = lengths // self.record.itemsize
+            damaged = sizes * self.record.itemsize != lengths
             body = b"" if damaged.any() else b"".join(blocks)
             return np.frombuffer(body, self.record), sizes, damaged
         sizes = np.fromiter((int.from_bytes(block[:4], "little") for block in blocks), np.int64, len(blocks))
@@ -310,117 +310,3 @@ def _runs(group: NDArray[np.int64]) -> tuple[Positions, Positions]:
     """Starts and stops of the runs of equal values in a sorted array that is not empty."""
     starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
     return starts, np.append(starts[1:], len(group))
-
-
-def read(layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[np.int64]) -> dict[str, Column]:
-    """Every windowed feature of `layout` as of `as_of` (shape (n,)), from records sorted by (row, level, tile).
-
-    `rows` says which of the n rows each record belongs to. Tiles are taken whole: they must hold no event after `as_of`.
-    """
-    wanted = states(layout, records, rows, as_of, [a.feature for a in layout.aggregations])
-    return dict(zip(wanted, finalize_all(list(wanted.values())), strict=True))
-
-
-def states(
-    layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[np.int64], features: Iterable[str]
-) -> dict[str, Wanted]:
-    """As `read`, for some features, before the operation that gives each its value (`aggregates.finalize_all`)."""
-    asked = frozenset(features)
-    order = _Order(layout, records, rows, as_of)
-    wanted: dict[str, Wanted] = {}
-    for position, (name, (dtype, _)) in enumerate(layout.columns.items()):
-        own = [a for a in layout.aggregations if a.column == name and a.feature in asked]
-        if not own:
-            continue
-        cells = cells_of(a.function for a in own)
-        merging = _Merging(records, order.place, position, dtype, cells)
-        for window in dict.fromkeys(a.window for a in own):
-            state = merging.state(*order.bounds(window))
-            for a in own:
-                if a.window == window:
-                    wanted[a.feature] = (a.function, dtype, state, a.feature)
-    return wanted
-
-
-class _Order:
-    """Where records stand by (row, level, tile): `place` are rising integers, one for each record.
-
-    Tiles are counted from the one that holds the row's `as_of`, and all that no window sees are one, so that places are
-    small whatever was stored.
-    """
-
-    def __init__(self, layout: TileLayout, records: Records, rows: Positions, as_of: NDArray[np.int64]) -> None:
-        hops = np.array([*(hop for hop, _ in layout.levels), 1], np.int64)  # the last for levels that there are not
-        self._levels = layout.level_of_hop
-        self._as_of = as_of
-        most = max(length // hop for hop, length in layout.levels) + 2
-        newest = as_of[:, None] // hops
-        self._newest = most + 2 * most * np.arange(newest.size).reshape(newest.shape)
-        levels = np.minimum(records["level"], len(hops) - 1)
-        which = rows * len(hops) + levels
-        back = records["tile"] - newest.ravel()[which]
-        self.place = self._newest.ravel()[which] + np.minimum(np.maximum(back, -most), most - 1)
-
-    def bounds(self, window: Window) -> tuple[Positions, Positions]:
-        """The places of each row at which the window's tiles begin, and end (exclusive)."""
-        newest = self._newest[:, self._levels[window.hop]]
-        return newest + (window.first_tile(self._as_of) - window.last_tile(self._as_of)), newest + 1
-
-
-class _Merging:
-    """The cells of one column, ready to be merged over stretches of records that are not null there."""
-
-    def __init__(self, records: Records, place: Positions, position: int, dtype: Dtype, cells: Sequence[Cell]) -> None:
-        counts = records[f"count{position}"].astype(np.int64)
-        filled = counts > 0
-        if not filled.all():
-            records, place, counts = records[filled], place[filled], counts[filled]
-        self._place = place
-        self._counts = _running(counts)
-        self._dtype = dtype
-        self._sums: dict[Cell, NDArray[np.int64]] = {}
-        self._ranks: dict[Cell, NDArray[Any]] = {}
-        for cell in cells:
-            stored = records[f"{cell}{position}"]
-            if cell in ("sum", "squares"):
-                limbs = np.array(stored.T, np.int64, order="C")
-                limbs[-1] = limbs[-1].astype(np.uint32).view(np.int32)  # the top limb is signed
-                self._sums[cell] = _running(limbs)
-            else:
-                ranks = stored["value"] if cell in ("first", "last") else stored
-                self._ranks[cell] = ranks if dtype in VARIABLE_WIDTH else ranks.astype(np.uint64)
-
-    def state(self, begin: Positions, end: Positions) -> State:
-        """The state of each row, from the records at the places from `begin` to before `end`."""
-        starts, stops = np.searchsorted(self._place, begin), np.searchsorted(self._place, end)
-        state = State(self._counts[stops] - self._counts[starts], {}, {})
-        for cell, running in self._sums.items():
-            state.limbs[cell] = (running[:, stops] - running[:, starts]).T
-        there = np.flatnonzero(stops > starts)
-        for cell, held in self._ranks.items():
-            merged = (
-                np.full(len(begin), b"", object) if self._dtype in VARIABLE_WIDTH else np.zeros(len(begin), np.uint64)
-            )
-            if len(there):
-                merged[there] = _extreme(cell, held, starts[there], stops[there])
-            state.rank[cell] = merged
-        return state
-
-
-def _running(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums of all values before each position along the last axis, and of all."""
-    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1), np.int64)
-    np.cumsum(values, axis=-1, out=sums[..., 1:])
-    return sums
-
-
-def _extreme(cell: Cell, ranks: NDArray[Any], starts: Positions, stops: Positions) -> NDArray[Any]:
-    """The rank that is asked for of each stretch; there is at least one, and none is empty."""
-    if cell == "first":
-        return ranks[starts]
-    if cell == "last":
-        return ranks[stops - 1]
-    bounds = np.column_stack([starts, stops]).ravel()
-    inner = bounds[:-1] if bounds[-1] == len(ranks) else bounds  # a stretch to the end needs no stop
-    found: NDArray[Any] = (np.minimum if cell == "min" else np.maximum).reduceat(ranks, inner)[::2]
-    return found

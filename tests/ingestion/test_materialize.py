@@ -18,10 +18,11 @@ from infra.local import embedded
 from ingestion.materialize import bootstrap_view, materialize_view
 from ingestion.progress import progress
 from ingestion.redis_store import LatestWriter, TileWriter, view_mark
-from tally import tiles
+from tally import merging
 from tally.columns import column
 from tally.errors import NotReadyError
 from tally.layout import LatestRows, TileRows, pack_tiles, unpack_tiles
+from tally.merging import Tiles
 from tally.plan import Plan, View, hashed_view
 from tally.time import HOUR, MINUTE, to_datetime
 from tests.ingestion import plans, stored
@@ -208,7 +209,7 @@ def test_windows_equal_plain_loops(
         assert held.newest[row] == newest
         own = np.flatnonzero(held.rows == row)
         for as_of in [newest, *(newest + more for more in later)]:
-            values = tiles.read(view.tile_layout, held.records[own], np.zeros(len(own), np.int64), np.array([as_of]))
+            values = merging.read(view.tile_layout, Tiles(held.records[own], np.array([len(own)]), np.array([as_of])))
             for aggregation in view.aggregations:
                 chosen = [
                     (at, partition, offset, (0.0 + delay if delay is not None else None) if aggregation.column == "dep_delay" else flight)

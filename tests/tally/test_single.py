@@ -101,7 +101,7 @@ def test_other_definitions_are_left_to_the_arrays() -> None:
 def test_windows_equal_those_of_arrays(
     layout: TileLayout, rows: list[Event], as_of: int, fences: dict[int, int]
 ) -> None:
-    """Any aggregations, behind any fences, as of any instant: the bits of `tiles.read`."""
+    """Any aggregations, behind any fences, as of any instant: the bits of `merging.read`."""
     reader = WindowReader(layout, TAG)
     for records in build(layout, rows).values():
         found = reader.read(pack_tiles(TAG, 77, fences, packed(layout, records)), as_of)

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tally import tiles
+from tally import merging, tiles
 from tally.aggregates import EventOrder, limb_count
 from tally.columns import Column, column
 from tally.errors import DataError
+from tally.merging import Tiles
 from tally.tiles import Aggregation, Records, TileLayout
 from tally.windows import Window
 from tests import oracle
@@ -254,5 +255,5 @@ def test_built_records_have_the_layouts_bytes() -> None:
     assert records.dtype == layout.record
     assert records["level"].tolist() == [0, 1]
     again = np.frombuffer(records.tobytes(), layout.record)
-    rows = np.zeros(len(again), np.int64)
-    assert {c.to_list()[0] for c in tiles.read(layout, again, rows, zeros).values()} == {5}
+    held = Tiles(again, np.array([len(again)]), zeros)
+    assert {c.to_list()[0] for c in merging.read(layout, held).values()} == {5}

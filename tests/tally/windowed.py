@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tally import tiles
+from tally import merging, tiles
 from tally.aggregates import FUNCTIONS, EventOrder, output_dtype
 from tally.columns import Column, column
 from tally.dtypes import Dtype
 from tally.errors import DataError
+from tally.merging import Tiles
 from tally.plan import Field, View
 from tally.tiles import Aggregation, Records, TileLayout
 from tally.time import DAY, HOUR, MINUTE
@@ -149,9 +150,8 @@ def packed(layout: TileLayout, records: Records) -> bytes:
 
 def read(layout: TileLayout, stored: Sequence[Records], as_of: Sequence[int]) -> dict[str, list[Any]]:
     """Every feature of each row's tiles as of its instant; null as None, instants as numbers."""
-    joined, *_ = layout.unpack([packed(layout, part) for part in stored])
-    rows = np.repeat(np.arange(len(stored)), [len(part) for part in stored])
-    found = tiles.read(layout, joined, rows, np.array(as_of, np.int64))
+    joined, sizes, _ = layout.unpack([packed(layout, part) for part in stored])
+    found = merging.read(layout, Tiles(joined, sizes, np.array(as_of, np.int64)))
     return {name: plain(values) for name, values in found.items()}
 
 
