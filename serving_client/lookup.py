@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -80,15 +81,14 @@ class Lookup:
             for block, view in enumerate(self._views)
         ]
         self._windowed = [position for position, use in enumerate(self._uses) if use.view.kind == "window"]
-        self._windows = Windows(
-            [(use.view.tile_layout, use.wanted) for use in self._uses if use.view.kind == "window"]
-        )
+        self._windows = Windows([(use.view.tile_layout, use.wanted) for use in self._uses if use.view.kind == "window"])
         self._one_row = OneRowLookup(plan, self._calls)
 
     def _call(self, use: FunctionUse) -> Call:
         definition = self.plan.function(use.function)
         inputs = tuple((i.parameter, self.service.origin(i), i.feature) for i in definition.inputs)
-        return Call(definition, functions.load(definition.function), inputs, use.features)
+        sources = tuple(dict.fromkeys(source for _, source, _ in inputs if source >= 0))
+        return Call(definition, functions.load(definition.function), inputs, sources, use.features)
 
     def _use(self, position: int, use: ViewUse) -> _Use:
         view = self.plan.view(use.view)
@@ -194,10 +194,8 @@ class Lookup:
                 for parameter, source, feature in call.inputs
             }
             outputs = functions.run(call.function, inputs, call.definition.outputs, request.count)
-            worst = np.zeros(request.count, np.uint8)
-            for _, source, _ in call.inputs:
-                if source >= 0:
-                    worst = np.maximum(worst, reads[source].status)
+            statuses = [reads[source].status for source in call.sources]
+            worst = reduce(np.maximum, statuses) if statuses else np.zeros(request.count, np.uint8)
             for output, name in call.features:
                 columns[name], status[name] = outputs[output], worst
         names = [output.name for output in self.service.outputs]

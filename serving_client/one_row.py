@@ -49,13 +49,15 @@ class OneRequest:
 class Call:
     """A request function, ready to run.
 
-    `inputs` say where each parameter comes from: (parameter, use of a view, feature), or use -1 and a request field.
+    `inputs` say where each parameter comes from: (parameter, use of a view, feature), or use -1 and a request field;
+    `sources` are the uses among them.
     `features` are (output, name in the answer).
     """
 
     definition: RequestFunction
     function: functions.Transformation
     inputs: tuple[tuple[str, int, str], ...]
+    sources: tuple[int, ...]
     features: tuple[tuple[str, str], ...]
 
 
@@ -116,10 +118,9 @@ class OneRowLookup:
                 (parameter, pool[source, name], dtypes[pool[source, name]]) for parameter, source, name in call.inputs
             )
             self._calls.append((call, inputs))
-            sources = tuple(dict.fromkeys(source for _, source, _ in call.inputs if source >= 0))
             outputs = [field.name for field in call.definition.outputs]
             for output, name in call.features:
-                origin[name] = (size + outputs.index(output), sources)
+                origin[name] = (size + outputs.index(output), call.sources)
             size += len(outputs)
         picked = [origin[output.name] for output in service.outputs]
         self._shape = Shape(

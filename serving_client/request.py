@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from tally.columns import Column, column
 from tally.dtypes import STORAGE, Dtype
 from tally.errors import DataError
 from tally.plan import Field
+from tally.time import from_datetime
 
 _NONE: Final[set[type]] = set()
 Values = Sequence[Any] | NDArray[Any]
@@ -24,8 +26,9 @@ _EXACT: Final[dict[Dtype, frozenset[type]]] = {
     "Bool": frozenset({bool}),
     "String": frozenset({str}),
     "Bytes": frozenset({bytes}),
+    "UnixTimestamp": frozenset({datetime}),
 }
-"""Python types whose lists NumPy converts as they are; all else goes through `tally.columns.column`."""
+"""Python types whose lists are converted as they are; all else goes through `tally.columns.column`."""
 
 
 def columns_of(rows: Rows, fields: Sequence[Field]) -> tuple[int, dict[str, Column]]:
@@ -96,6 +99,8 @@ def _exact(dtype: Dtype, data: list[Any]) -> Column | None:
         if dtype in ("String", "Bytes"):
             values = np.empty(len(data), object)
             values[:] = data
+        elif dtype == "UnixTimestamp":
+            values = np.fromiter(map(from_datetime, data), np.int64, len(data))
         else:
             values = np.array(data, STORAGE[dtype])
     except OverflowError:

@@ -8,19 +8,19 @@ merges by addition, min or max, so a window's value depends only on the set of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tally import exact
-from tally.columns import Column, canonical
+from tally.columns import Column, all_true, canonical
 from tally.dtypes import FLOATS, INTEGERS, VARIABLE_WIDTH, Dtype
 from tally.errors import DataError, StoredBytesError
 
-_Spread = tuple[exact.Floats, exact.Floats, NDArray[np.bool_]]
 Cell = Literal["sum", "squares", "min", "max", "first", "last"]
 Ranks = NDArray[Any]
 """uint64, or bytes objects for columns of strings and bytes."""
@@ -184,71 +184,125 @@ def finalize_all(wanted: Sequence[Wanted]) -> list[Column]:
     """The value of each function over its groups: null for an empty group, except count. The only place that rounds.
 
     `mean` is the correctly rounded sum divided by the count (as `statistics.fmean`); `std` and `var` are the sample's (as
-    `statistics.stdev`), null below two rows, rounded once from the exact fraction. All sums are rounded together, and all
-    spreads, since a call costs as much as a hundred values.
+    `statistics.stdev`), null below two rows, rounded once from the exact fraction. Features of one kind are made together,
+    since a call costs as much as a hundred values: their columns are stretches of the same arrays.
     Raises DataError, naming the feature, when a sum of integers does not fit int64, and StoredBytesError when a sum of
     squares is less than the sum demands, or a string is not UTF-8.
     """
-    totals = _totals([one for one in wanted if one[0] == "mean" or (one[0] == "sum" and one[1] in FLOATS)])
-    spreads = _spreads([one for one in wanted if one[0] in ("std", "var")])
-    return [_finalized(one, totals, spreads) for one in wanted]
+    columns: dict[int, Column] = {}
+    groups: dict[tuple[str, Dtype], list[int]] = {}
+    for position, (function, dtype, _, _) in enumerate(wanted):
+        groups.setdefault(_together(function, dtype), []).append(position)
+    for (kind, dtype), positions in groups.items():
+        some = [wanted[position] for position in positions]
+        columns.update(zip(positions, _FINALIZED[kind](dtype, some), strict=True))
+    return [columns[position] for position in range(len(wanted))]
 
 
-def _finalized(wanted: Wanted, totals: Mapping[int, exact.Floats], spreads: Mapping[int, _Spread]) -> Column:
-    function, dtype, state, feature = wanted
-    present = state.count > 0
+def _together(function: str, dtype: Dtype) -> tuple[str, Dtype]:
+    """(kind, dtype): functions of one kind and dtype are finalized in one go."""
+    if function in ("std", "var"):
+        return "spread", "Float64"
+    if function == "mean" or (function == "sum" and dtype in FLOATS):
+        return "total", "Float64"
     if function == "count":
-        return Column("Int64", state.count.astype(np.int64), np.ones(len(state.count), np.bool_))
-    if function in ("min", "max", "first", "last"):
-        try:
-            return canonical(dtype, from_ranks(dtype, state.rank[function]), present)  # type: ignore[index]
-        except UnicodeDecodeError as error:
-            raise StoredBytesError(
-                f"{feature}: a tile holds text that is not UTF-8 ({error}), so it is damaged; bootstrap its view again."
-            ) from error
-    if function == "sum" and dtype in INTEGERS:
-        limbs = exact.carry(state.limbs["sum"])
-        if not exact.fits_int64(limbs).all():
-            raise DataError(f"{feature}: a sum of integers is outside int64; aggregate a Float64 column instead.")
-        return canonical("Int64", exact.to_int64(limbs), present)
-    if function in ("sum", "mean"):
-        total = totals[id(state)]
-        return canonical("Float64", total / np.maximum(state.count, 1) if function == "mean" else total, present)
-    variance, deviation, there = spreads[id(state)]
-    enough = state.count > 1
+        return "count", "Int64"
+    return ("integers", "Int64") if function == "sum" else ("rank", dtype)
+
+
+def _counts(dtype: Dtype, wanted: Sequence[Wanted]) -> list[Column]:
+    counts = _joined([state.count for _, _, state, _ in wanted])
+    return _apart(dtype, counts, np.ones(len(counts), np.bool_), wanted)
+
+
+def _extremes(dtype: Dtype, wanted: Sequence[Wanted]) -> list[Column]:
+    if dtype == "String" and len(wanted) > 1:  # an error names its feature
+        return [column for one in wanted for column in _extremes(dtype, [one])]
+    rank = _joined([state.rank[function] for function, _, state, _ in wanted])  # type: ignore[index]
+    try:
+        values = from_ranks(dtype, rank)
+    except UnicodeDecodeError as error:
+        raise StoredBytesError(
+            f"{wanted[0][3]}: a tile holds text that is not UTF-8 ({error}), so it is damaged; bootstrap its view again."
+        ) from error
+    column = canonical(dtype, values, _joined([state.count for _, _, state, _ in wanted]) > 0)
+    return _apart(dtype, column.values, column.valid, wanted)
+
+
+def _integers(dtype: Dtype, wanted: Sequence[Wanted]) -> list[Column]:
+    limbs = exact.carry(_joined([state.limbs["sum"] for _, _, state, _ in wanted]))
+    fitting = exact.fits_int64(limbs)
+    if not fitting.all():
+        raise DataError(
+            f"{_owner(wanted, fitting)}: a sum of integers is outside int64; aggregate a Float64 column instead."
+        )
+    column = canonical(dtype, exact.to_int64(limbs), _joined([state.count for _, _, state, _ in wanted]) > 0)
+    return _apart(dtype, column.values, column.valid, wanted)
+
+
+def _totals(dtype: Dtype, wanted: Sequence[Wanted]) -> list[Column]:
+    """Sums of floats, and means. They are never NaN, and 0 where there is nothing."""
+    states = {id(one[2]): one for one in wanted}
+    limbs = [_as_floats(state.limbs["sum"], held, exact.FLOAT_LIMBS) for _, held, state, _ in states.values()]
+    counts = _joined([state.count for _, _, state, _ in states.values()])
+    sums, present = exact.to_float64(_joined(limbs), exact.FLOAT_LOWEST), counts > 0
+    means = sums / np.maximum(counts, 1) if any(function == "mean" for function, _, _, _ in wanted) else sums
+    places = dict(zip(states, _stretches(states.values()), strict=True))
+    return [
+        Column(dtype, (means if function == "mean" else sums)[places[id(state)]], present[places[id(state)]])
+        for function, _, state, _ in wanted
+    ]
+
+
+def _spreads(dtype: Dtype, wanted: Sequence[Wanted]) -> list[Column]:
+    """Deviations and variances, of groups of two rows and more."""
+    states: dict[int, Wanted] = {}
+    for one in wanted:
+        states.setdefault(id(one[2]), one)
+    counts = _joined([state.count for _, _, state, _ in states.values()])
+    sums = _joined([_as_floats(s.limbs["sum"], held, exact.FLOAT_LIMBS) for _, held, s, _ in states.values()])
+    squares = _joined([_as_floats(s.limbs["squares"], held, exact.SQUARE_LIMBS) for _, held, s, _ in states.values()])
+    enough = counts > 1
+    values, there = np.zeros((2, len(counts))), np.ones(len(counts), np.bool_)
+    chosen: Any = slice(None) if all_true(enough) else enough
+    values[0, chosen], values[1, chosen], there[chosen] = exact.sample_variances(
+        counts[chosen], sums[chosen], squares[chosen], exact.FLOAT_LOWEST
+    )
     if not there.all():
         raise StoredBytesError(
-            f"{feature}: the stored sums contradict each other, so some tile is damaged; bootstrap its view again."
+            f"{_owner(list(states.values()), there)}: the stored sums contradict each other, so some tile is damaged; "
+            "bootstrap its view again."
         )
-    values = np.zeros(len(state.count), np.float64)
-    values[enough] = deviation if function == "std" else variance
-    return canonical("Float64", values, enough)
+    places = dict(zip(states, _stretches(states.values()), strict=True))
+    return [
+        Column(dtype, values[int(function == "std")][places[id(state)]], enough[places[id(state)]])
+        for function, _, state, _ in wanted
+    ]
 
 
-def _totals(wanted: Sequence[Wanted]) -> dict[int, exact.Floats]:
-    """The rounded sums of each state, by its id."""
-    states = {id(state): (dtype, state) for _, dtype, state, _ in wanted}
-    limbs = [_as_floats(state.limbs["sum"], dtype, exact.FLOAT_LIMBS) for dtype, state in states.values()]
-    if not limbs:
-        return {}
-    rounded = exact.to_float64(_joined(limbs), exact.FLOAT_LOWEST)
-    return dict(zip(states, _apart(rounded, limbs), strict=True))
+_FINALIZED: Final[dict[str, Callable[[Dtype, Sequence[Wanted]], list[Column]]]] = {
+    "count": _counts,
+    "rank": _extremes,
+    "integers": _integers,
+    "total": _totals,
+    "spread": _spreads,
+}
 
 
-def _spreads(wanted: Sequence[Wanted]) -> dict[int, _Spread]:
-    """The variances and deviations of each state's groups of two rows and more, by its id."""
-    states = {id(state): (dtype, state) for _, dtype, state, _ in wanted}
-    if not states:
-        return {}
-    counts, sums, squares = [], [], []
-    for dtype, state in states.values():
-        enough = state.count > 1
-        counts.append(state.count[enough])
-        sums.append(_as_floats(state.limbs["sum"][enough], dtype, exact.FLOAT_LIMBS))
-        squares.append(_as_floats(state.limbs["squares"][enough], dtype, exact.SQUARE_LIMBS))
-    found = exact.sample_variances(_joined(counts), _joined(sums), _joined(squares), exact.FLOAT_LOWEST)
-    apart = zip(*(_apart(values, counts) for values in found), strict=True)
-    return dict(zip(states, apart, strict=True))
+def _apart(dtype: Dtype, values: NDArray[Any], valid: NDArray[np.bool_], wanted: Sequence[Wanted]) -> list[Column]:
+    """The columns of features whose groups stand one after the other."""
+    return [Column(dtype, values[place], valid[place]) for place in _stretches(wanted)]
+
+
+def _stretches(wanted: Iterable[Wanted]) -> list[slice]:
+    """Where the groups of each stand when they stand one after the other."""
+    return [slice(*bounds) for bounds in pairwise(accumulate([len(one[2].count) for one in wanted], initial=0))]
+
+
+def _owner(wanted: Sequence[Wanted], good: NDArray[np.bool_]) -> str:
+    """The name of the first feature of which a group is not `good`."""
+    together = zip(wanted, _stretches(wanted), strict=True)
+    return next(feature for (_, _, _, feature), place in together if not good[place].all())
 
 
 def _as_floats(limbs: exact.Limbs, dtype: Dtype, count: int) -> exact.Limbs:
@@ -262,10 +316,6 @@ def _as_floats(limbs: exact.Limbs, dtype: Dtype, count: int) -> exact.Limbs:
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _apart(values: NDArray[Any], parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    return np.split(values, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def cells_of(functions: Iterable[str]) -> tuple[Cell, ...]:

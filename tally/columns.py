@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import compress
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tally.dtypes import STORAGE, VARIABLE_WIDTH, Dtype
+from tally.dtypes import FLOATS, INTEGERS, STORAGE, VARIABLE_WIDTH, Dtype
 from tally.errors import DataError
-from tally.time import from_datetime64, instant, to_datetime
+from tally.time import from_datetime64, instant, to_datetimes
 
 Values = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -60,7 +60,8 @@ class Column:
             return np.where(self.valid, self.values, self.values.dtype.type(np.nan))
         if self.dtype == "UnixTimestamp":
             moments = self.values.astype("datetime64[us]")
-            moments[~self.valid] = np.datetime64("NaT")
+            if not self.complete:
+                moments[~self.valid] = np.datetime64("NaT")
             return moments
         if self.dtype in VARIABLE_WIDTH:
             return self.values
@@ -68,13 +69,11 @@ class Column:
 
     def to_list(self) -> list[Any]:
         """Python values with None for nulls; timestamps are aware UTC datetimes."""
-        if self.dtype == "UnixTimestamp":
-            return [
-                to_datetime(v) if ok else None for v, ok in zip(self.values.tolist(), self.valid.tolist(), strict=True)
-            ]
-        if self.dtype in VARIABLE_WIDTH or self.complete:
-            return cast(list[Any], self.values.tolist())
-        return [v if ok else None for v, ok in zip(self.values.tolist(), self.valid.tolist(), strict=True)]
+        items: list[Any] = to_datetimes(self.values) if self.dtype == "UnixTimestamp" else self.values.tolist()
+        if self.dtype not in VARIABLE_WIDTH and not self.complete:
+            for null in np.flatnonzero(~self.valid).tolist():
+                items[null] = None
+        return items
 
 
 def all_true(mask: Mask) -> bool:
@@ -126,12 +125,18 @@ def infer_dtype(array: Values) -> Dtype:
     raise DataError(f"an array of NumPy dtype {array.dtype} has no feature dtype")
 
 
+_AS_THEY_ARE: Final = {dtype: storage for dtype, storage in STORAGE.items() if dtype in FLOATS or dtype in INTEGERS}
+"""Arrays of which dtype are a column's values already."""
+
+
 def column(dtype: Dtype, data: Any, name: str = "column") -> Column:
     """A column from anything array-like: NumPy (masked, datetime64, object with None), lists, scalars' lists.
 
     Never goes through float64 for integers, so ``2**60 + 1`` beside a null survives. Raises DataError, naming `name`,
     when a value does not fit the dtype (a string for a number, a fraction for an integer, an overflow, half a surrogate).
     """
+    if type(data) is np.ndarray and data.ndim == 1 and data.dtype == _AS_THEY_ARE.get(dtype):
+        return canonical(dtype, data, np.ones(len(data), np.bool_))
     mask: Any = None
     if isinstance(data, np.ma.MaskedArray):
         mask, data = np.ma.getmaskarray(data), data.data

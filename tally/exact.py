@@ -112,23 +112,25 @@ def to_float64(limbs: Limbs, lowest: int) -> Floats:
 
     The limbs have any form; carried, the top one is below 2^31 in magnitude.
     """
-    out = np.empty(len(limbs), np.float64)
-    for start in range(0, len(limbs), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        out[part] = _to_float64(limbs[part], lowest)
-    return out
+    if len(limbs) <= _AT_ONCE:
+        return _to_float64(limbs, lowest)
+    return np.concatenate(
+        [_to_float64(limbs[start : start + _AT_ONCE], lowest) for start in range(0, len(limbs), _AT_ONCE)]
+    )
 
 
 def _to_float64(limbs: Limbs, lowest: int) -> Floats:
     """As `to_float64`, of few rows at once: what is made on the way stays in the processor's cache."""
     high, errors = _cascade(limbs, lowest)
+    if not errors:
+        return high
     low, lost = errors[0], np.zeros(len(limbs), np.bool_)
     for error in errors[1:]:
         low, rounded_off = _two_sum(low, error)
         lost |= rounded_off != 0
     high, low = _fast_two_sum(high, low)
-    rest = np.flatnonzero(lost & ~_is_rounded(high, low))
-    if len(rest):
+    if lost.any():
+        rest = np.flatnonzero(lost & ~_is_rounded(high, low))
         high[rest] = _to_float64_by_integers(limbs[rest], lowest)
     return high
 
@@ -136,17 +138,20 @@ def _to_float64(limbs: Limbs, lowest: int) -> Floats:
 def _cascade(limbs: Limbs, lowest: int) -> tuple[Floats, list[Floats]]:
     """(a float near each row of limbs, what was rounded off, by steps): together they are the row, without error.
 
-    The limbs are as in `to_float64`. With digits of either sign, of at most 2^31 in magnitude, the first that
+    The limbs are as in `to_float64`. With digits of either sign, of at most 2^31 + 1 in magnitude, the first that
     is not 0 decides the size of the number: adding the others one by one cancels nothing. The float is 0 for 0 alone.
     """
     digits = np.array(limbs.T, np.int64, order="C")
-    for k in range(len(digits) - 1):
-        carried = (digits[k] + _HALF) >> BITS
-        digits[k + 1] += carried
-        digits[k] -= carried << BITS
-    scale = 2.0 ** (BITS * (len(digits) - 1) + lowest)
-    high, errors = digits[-1] * scale, []
-    for digit in digits[-2::-1]:
+    for _ in range(2):  # what is carried is at most 2^31 in magnitude, then at most 1
+        carried = (digits[:-1] + _HALF) >> BITS
+        digits[1:] += carried
+        carried <<= BITS
+        digits[:-1] -= carried
+    used = np.flatnonzero(digits.any(axis=1)).tolist()
+    first, last = (used[0], used[-1]) if used else (0, 0)  # digits that are 0 everywhere take as long as others
+    scale = 2.0 ** (BITS * last + lowest)
+    high, errors = digits[last] * scale, []
+    for digit in digits[first:last][::-1]:
         scale /= 2.0**BITS
         high, error = _fast_two_sum(high, digit * scale)
         errors.append(error)
@@ -193,7 +198,13 @@ def _to_float64_by_integers(limbs: Limbs, lowest: int) -> Floats:
 
 def to_python(limbs: Limbs) -> list[int]:
     """The exact integer of each row, in units of ``2**lowest``."""
-    return [sum(int(limb) << (BITS * k) for k, limb in enumerate(row)) for row in limbs.tolist()]
+    numbers = []
+    for row in limbs[:, ::-1].tolist():
+        number = 0
+        for limb in row:
+            number = (number << BITS) + limb
+        numbers.append(number)
+    return numbers
 
 
 def fits_int64(limbs: Limbs) -> NDArray[np.bool_]:
@@ -254,7 +265,7 @@ def _sample_variances(
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     usual = counts < _EXACT_PRODUCT
     high, errors = _cascade(_spread_numerators(np.where(usual, counts, 0), totals, squares), 2 * lowest)
-    high, low = _fast_two_sum(high, functools.reduce(np.add, errors))
+    high, low = _fast_two_sum(high, functools.reduce(np.add, errors, np.zeros(len(high))))
     there = high >= 0
     positive = np.flatnonzero(usual & (high > 0))
     number = counts[positive].astype(np.float64)

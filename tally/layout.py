@@ -192,9 +192,8 @@ class RowLayout:
             _check_heads(heads, LATEST_FORMAT, self.tag, "a latest row", "materialize", rows, keys)
         arrays, has_nan = _arrays(packed, runs)
         complete = packed["bits"].tobytes() == self._full * len(present)
-        plain = complete and not has_nan and found is None
         there = np.ones(len(values), np.bool_) if found is None else found
-        valid = None if plain else self._validity(packed["bits"])
+        valid = None if complete and found is None else self._validity(packed["bits"])
         ends = [size] * len(present)
         columns: dict[str, Column] = {}
         for position, (name, dtype) in enumerate(self.fields):
@@ -204,7 +203,8 @@ class RowLayout:
                 filled = there if valid is None else valid[position]
                 stored = _slices(present, starts, ends, filled, dtype, rows, keys)
             if valid is None:
-                columns[name] = Column(dtype, stored, there)
+                nan = has_nan and dtype in FLOATS
+                columns[name] = canonical(dtype, stored, there) if nan else Column(dtype, stored, there)
             elif found is None:
                 columns[name] = canonical(dtype, stored, valid[position])
             else:
@@ -410,15 +410,13 @@ def unpack_tiles(layout: TileLayout, tag: bytes, values: Sequence[bytes | None],
     starts = [TILES_HEADER.size + count * FENCE.itemsize for count in heads["fences"].tolist()]
     blocks = [value[start:] for value, start in zip(present, starts, strict=True)]
     records, sizes, damaged = layout.unpack(blocks)
-    wrong = set(np.flatnonzero(damaged).tolist())
-    if b"" in blocks:
-        wrong |= {i for i, value in enumerate(present) if len(value) < starts[i]}
-    if wrong:
-        first = min(wrong)
-        raise StoredBytesError(
-            f"{keys[rows[first]]!r} holds {len(present[first])} bytes, which is not a whole number of tiles; "
-            "delete the key and bootstrap the view again."
-        )
+    if b"" in blocks or damaged.any():
+        wrong = [i for i, value in enumerate(present) if damaged[i] or len(value) < starts[i]]
+        if wrong:
+            raise StoredBytesError(
+                f"{keys[rows[wrong[0]]]!r} holds {len(present[wrong[0]])} bytes, which is not a whole number of tiles; "
+                "delete the key and bootstrap the view again."
+            )
     if found is None:
         return TileRows(np.ones(len(values), np.bool_), heads["newest"].astype(np.int64), records, sizes, values)
     newest, all_sizes = np.zeros((2, len(values)), np.int64)

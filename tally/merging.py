@@ -108,8 +108,8 @@ class Windows:
         most = max(map(len, windows), default=0)
         numbers = [[layout.level_of_hop[w.hop] for w in own] for (layout, _), own in zip(asked, windows, strict=True)]
         self._level = _table(numbers, most).T
-        lengths, hops = ([[getattr(w, which) for w in own] for own in windows] for which in ("length", "hop"))
-        self._windows: Any = Window(_table(lengths, most).T, _table(hops, most).T)  # type: ignore[arg-type]  # all at once
+        self._lengths = _table([[w.length for w in own] for own in windows], most).T
+        self._window_hops = _table([[w.hop for w in own] for own in windows], most).T
         self._most = max((length // hop for layout, _ in asked for hop, length in layout.levels), default=0) + 2
 
     def states(self, tiles: Sequence[Tiles]) -> list[dict[str, Wanted]]:
@@ -118,7 +118,7 @@ class Windows:
             return [{} for _ in tiles]
         rows = _starts([len(one.as_of) for one in tiles])
         records = _starts([len(one.records) for one in tiles])
-        bounds = self._bounds(tiles, rows)
+        bounds = self._bounds(tiles)
         stretches = [bounds[:, part.window, rows[part.view] : rows[part.view + 1]] for part in self._parts]
         merging = _Merging(tiles, records, stretches)
         counts, filled = merging.counts(self._counts)
@@ -131,24 +131,29 @@ class Windows:
                 wanted[part.view][feature] = function, part.dtype, state, feature
         return wanted
 
-    def _bounds(self, tiles: Sequence[Tiles], rows: list[int]) -> Positions:
+    def _bounds(self, tiles: Sequence[Tiles]) -> Positions:
         """The first record that each window of each row sees, and the one after the last: shape (2, windows, rows).
 
         Records and windows get places, integers that rise by (row, level, tile). Tiles are counted from the one that holds
         the row's `as_of`, and all that no window sees are one, so that places are small whatever was stored.
         """
         as_of = np.concatenate([one.as_of for one in tiles])
-        views = np.repeat(np.arange(len(tiles)), np.diff(rows))
-        newest = as_of[:, None] // self._hops[views]
-        slots = np.arange(newest.size).reshape(newest.shape)
-        levels = np.minimum(np.concatenate([one.records["level"] for one in tiles]), self._levels - 1)
-        own = np.repeat(slots[:, 0], np.concatenate([one.sizes for one in tiles])) + levels
-        back = np.concatenate([one.records["tile"] for one in tiles]) - newest.ravel()[own]
-        place = own * (2 * self._most) + np.minimum(np.maximum(back, -self._most), self._most - 1)
-        windows = Window(self._windows.length[:, views], self._windows.hop[:, views])
-        last = (slots[:, 0] + self._level[:, views]) * (2 * self._most)
-        wanted = np.stack([last + (windows.first_tile(as_of) - windows.last_tile(as_of)), last + 1])
-        return np.searchsorted(place, wanted)
+        views = np.arange(len(tiles)).repeat([len(one.as_of) for one in tiles])
+        newest = as_of[:, None] // self._hops.take(views, axis=0)
+        slots = np.arange(len(as_of)) * self._levels
+        own = slots.repeat(np.concatenate([one.sizes for one in tiles]))
+        own += np.minimum(np.concatenate([one.records["level"] for one in tiles]), self._levels - 1)
+        back = np.concatenate([one.records["tile"] for one in tiles]) - newest.take(own)
+        np.maximum(back, -self._most, out=back)
+        np.minimum(back, self._most - 1, out=back)
+        own *= 2 * self._most
+        own += back
+        windows: Any = Window(self._lengths.take(views, axis=1), self._window_hops.take(views, axis=1))  # type: ignore[arg-type]  # all at once
+        last = (slots + self._level.take(views, axis=1)) * (2 * self._most)
+        wanted = np.empty((2, *last.shape), np.int64)
+        np.add(last, windows.first_tile(as_of) - windows.last_tile(as_of), out=wanted[0])
+        np.add(last, 1, out=wanted[1])
+        return own.searchsorted(wanted)
 
 
 class _Merging:
@@ -165,20 +170,24 @@ class _Merging:
 
     def counts(self, fields: _Fields) -> tuple[NDArray[np.int64], list[NDArray[np.bool_]] | None]:
         """(non-nulls of all parts, for each field which records have any: None where all have)."""
-        running, starts = self._running(fields)
+        limbs, starts = self._limbs(fields)
         filled = None
-        if not running[0, 1:].all():
+        if not limbs[0, 1:].all():
             filled = [
-                running[0, start + 1 : start + 1 + len(self._tiles[field.view].records)] > 0
-                for field, start in zip(fields.fields, starts, strict=True)
+                limbs[0, start + 1 : start + 1 + len(self._tiles[field.view].records)] > 0
+                for field, start in zip(fields.fields, starts[:-1], strict=True)
             ]
-        return self._sums(fields, running, starts)[0], filled
+        return self._sums(fields, limbs, starts)[0], filled
 
     def merge(self, fields: _Fields, filled: list[NDArray[np.bool_]] | None, states: list[State]) -> None:
         """Put what `fields` give into the states of their parts."""
         assert fields.cell is not None
         if fields.width > 0:
-            sums = self._sums(fields, *self._running(fields)).T
+            limbs, starts = self._limbs(fields)
+            if filled is not None:
+                for field, start in zip(fields.fields, starts[:-1], strict=True):
+                    limbs[:, start + 1 + np.flatnonzero(~filled[field.count])] = 0  # as they are in undamaged bytes
+            sums = self._sums(fields, limbs, starts).T
             for (part, _), place in zip(fields.parts, self._places_of(fields), strict=True):
                 states[part].limbs[fields.cell] = sums[place]
         else:
@@ -189,7 +198,7 @@ class _Merging:
     def _places_of(self, fields: _Fields) -> list[slice]:
         return _places([self._stretches[part] for part, _ in fields.parts])
 
-    def _running(self, fields: _Fields) -> tuple[NDArray[np.int64], list[int]]:
+    def _limbs(self, fields: _Fields) -> tuple[NDArray[np.int64], list[int]]:
         """(each limb of each record behind a zero, fields one after the other; where each field begins)."""
         starts = _starts([len(self._tiles[field.view].records) for field in fields.fields])
         limbs = np.empty((fields.width, starts[-1] + 1), np.int64)
@@ -202,8 +211,8 @@ class _Merging:
         return limbs, starts
 
     def _sums(self, fields: _Fields, limbs: NDArray[np.int64], starts: list[int]) -> NDArray[np.int64]:
-        """Sums over the stretches of all parts, from what `_running` gives; shape (limbs, rows)."""
-        np.cumsum(limbs, axis=1, out=limbs)
+        """Sums over the stretches of all parts, from what `_limbs` gives; shape (limbs, rows)."""
+        np.add.accumulate(limbs, axis=1, out=limbs)
         begin, end = self._stretches_in(fields, starts)
         sums: NDArray[np.int64] = limbs.take(end, axis=1)
         sums -= limbs.take(begin, axis=1)
@@ -219,7 +228,7 @@ class _Merging:
         if filled is not None:
             own = [filled[field.count] for field in fields.fields]
             stored = [ranks[there] for ranks, there in zip(stored, own, strict=True)]
-            kept = [np.concatenate([[0], np.cumsum(there)]) for there in own]
+            kept = [np.concatenate([[0], there.cumsum()]) for there in own]
         starts = _starts([len(ranks) for ranks in stored])
         held = np.empty(starts[-1] + 1, object if fields.width < 0 else np.uint64)
         held[-1] = b"" if fields.width < 0 else 0  # the last stretch may end here
@@ -242,7 +251,7 @@ class _Merging:
         for part, number in fields.parts:
             stretch, before = self._stretches[part], self._starts[fields.fields[number].view]
             if kept is not None:
-                stretch, before = kept[number][stretch - before], 0
+                stretch, before = kept[number].take(stretch - before), 0
             found.append(stretch + (starts[number] - before) if starts[number] != before else stretch)
         return np.concatenate(found, axis=1)
 

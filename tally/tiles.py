@@ -11,7 +11,7 @@ of records and cells. In memory a text is a bytes object in its record's field.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -24,10 +24,7 @@ from tally import exact
 from tally.aggregates import (
     Cell,
     EventOrder,
-    State,
-    Wanted,
     cells_of,
-    finalize_all,
     integer_ranks,
     limb_count,
     limbs_of,

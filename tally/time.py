@@ -42,6 +42,14 @@ def to_datetime(micros: int) -> datetime:
         ) from error
 
 
+def to_datetimes(micros: NDArray[np.int64]) -> list[datetime]:
+    """As `to_datetime`, of each of `micros`."""
+    moments = micros.view("datetime64[us]").tolist()  # years that datetimes do not hold come as integers
+    if set(map(type, moments)) <= {datetime}:
+        return [moment.replace(tzinfo=UTC) for moment in moments]
+    return [to_datetime(one) for one in micros.tolist()]
+
+
 def from_datetime64(values: NDArray[Any]) -> NDArray[np.int64]:
     """Microseconds UTC of a datetime64 array of any unit. Finer units are floored, also before 1970.
 

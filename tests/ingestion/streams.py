@@ -15,8 +15,9 @@ from tally.aggregates import EventOrder, output_dtype
 from tally.columns import column
 from tally.dtypes import Dtype
 from tally.layout import entity_texts, pack_tiles, unpack_tiles
+from tally.merging import Tiles, read
 from tally.plan import Field, Source, View, hashed_view
-from tally.tiles import Aggregation, build, read
+from tally.tiles import Aggregation, build
 from tally.time import SECOND
 from tally.windows import Window
 from tests import oracle
@@ -155,7 +156,7 @@ def expected_values(
 def features(view: View, key: bytes, value: bytes | None, as_of: int) -> dict[str, Any]:
     """Every window of a stored value, read by the rules that lookups use."""
     tiles = unpack_tiles(view.tile_layout, view.tag, [value], [key])
-    columns = read(view.tile_layout, tiles.records, tiles.rows, np.array([as_of]))
+    columns = read(view.tile_layout, Tiles(tiles.records, tiles.sizes, np.array([as_of])))
     return {name: values.to_list()[0] for name, values in columns.items()}
 
 
