@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tally.errors import DataError
-from tally.time import DAY, EPOCH, floor, from_datetime, from_datetime64, instant, instants, to_datetime
+from tally.time import DAY, EPOCH, floor, from_datetime, from_datetime64, instant, instants, to_datetime, to_datetimes
 
 INT64 = st.integers(-(2**63) + 1, 2**63 - 1)  # the least int64 is NumPy's NaT
 ATTOSECONDS = {"s": 10**18, "ms": 10**15, "us": 10**12, "ns": 10**9, "ps": 10**6, "fs": 10**3, "as": 1}
@@ -153,6 +153,17 @@ def test_instants_beyond_datetimes_say_so(micros: int) -> None:
     """Python's datetimes hold the years 1 to 9999; other instants are refused in words."""
     with pytest.raises(DataError, match=f"{micros}.*1 to 9999"):
         to_datetime(micros)
+    with pytest.raises(DataError, match=f"{micros}.*1 to 9999"):
+        to_datetimes(np.array([0, micros]))
+
+
+@given(st.lists(st.datetimes(timezones=st.just(UTC)), max_size=5))
+def test_datetimes_of_many_are_those_of_each(moments: list[datetime]) -> None:
+    """All years that datetimes hold, as aware UTC datetimes."""
+    micros = [from_datetime(moment) for moment in moments]
+    found = to_datetimes(np.array(micros, np.int64))
+    assert found == [to_datetime(one) for one in micros] == moments
+    assert all(one.tzinfo is UTC for one in found)
 
 
 @given(st.integers(-(2**62), 2**62), st.integers(1, 400 * DAY))
