@@ -135,7 +135,7 @@ def column(dtype: Dtype, data: Any, name: str = "column") -> Column:
     Never goes through float64 for integers, so ``2**60 + 1`` beside a null survives. Raises DataError, naming `name`,
     when a value does not fit the dtype (a string for a number, a fraction for an integer, an overflow, half a surrogate).
     """
-    if type(data) is np.ndarray and data.ndim == 1 and data.dtype == _AS_THEY_ARE.get(dtype):
+    if type(data) is np.ndarray and data.ndim == 1 and dtype in _AS_THEY_ARE and data.dtype == _AS_THEY_ARE[dtype]:
         return canonical(dtype, data, np.ones(len(data), np.bool_))
     mask: Any = None
     if isinstance(data, np.ma.MaskedArray):
