@@ -12,6 +12,7 @@ for endless work are refused: records that contain themselves, and arrays of ite
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,13 @@ WriterSchema = Callable[[int], tuple[str, ...] | None]
 """The Avro schema with a registry's id, after the schemas that it refers to; None when the registry has no such id."""
 
 _SCHEMA_ERRORS: Final = (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType)
+_NOT_AVRO: Final = (
+    EOFError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error,
+)  # fmt: skip
+"""What fastavro raises for bytes that are no record."""
+_GUARD_BYTES: Final = 16
+_TOGETHER: Final = 32
+"""From so many messages on they are decoded at once; fewer are looked at one by one, as are those among which one is bad."""
 FRAME: Final = struct.Struct(">BI")
 _TYPES: Final[dict[str, Dtype]] = {
     "boolean": "Bool",
@@ -59,6 +67,10 @@ class _Schema:
     """A schema that can be decoded with: fastavro's form of it, and its columns."""
 
     parsed: Any
+    together: Any
+    """Of an array of records with a guard behind each (`_decoded_together`)."""
+    guard: str
+    """The guard's name."""
     wires: dict[str, Wire]
     units: dict[str, str]
     """Names of timestamp columns, and what their integers count."""
@@ -92,17 +104,33 @@ class AvroDecoder:
         bad: dict[int, str] = {}
         records: dict[int, tuple[_Schema, list[int], list[dict[str, Any]]]] = {}
         unknown: set[int] = set()
-        for row, value in enumerate(values):
-            if value is None:
-                bad[row] = TOMBSTONE
+        pending = [(0, len(values))]
+        while pending:
+            start, stop = pending.pop()
+            alike = self._alike(values[start:stop]) if stop - start >= _TOGETHER else None
+            if alike is not None:
+                number, schema, bodies = alike
+                found = _decoded_together(schema, bodies)
+                if found is None:  # one of them is bad: find it
+                    middle = (start + stop) // 2
+                    pending += [(middle, stop), (start, middle)]
+                    continue
+                _, rows, of_schema = records.setdefault(number, (schema, [], []))
+                rows += range(start, stop)
+                of_schema += found
                 continue
-            number, schema, record = self._record(value, unknown)
-            if isinstance(record, str):
-                bad[row] = record
-            else:
-                _, rows, of_schema = records.setdefault(number, (cast(_Schema, schema), [], []))
-                rows.append(row)
-                of_schema.append(record)
+            for row in range(start, stop):
+                value = values[row]
+                if value is None:
+                    bad[row] = TOMBSTONE
+                    continue
+                number, written, record = self._record(value, unknown)
+                if isinstance(record, str):
+                    bad[row] = record
+                else:
+                    _, rows, of_schema = records.setdefault(number, (cast(_Schema, written), [], []))
+                    rows.append(row)
+                    of_schema.append(record)
         rows_in_all: list[int] = []
         columns: dict[str, list[Any]] = {name: [] for name in self._own.wires}
         for schema, rows, of_schema in records.values():
@@ -114,6 +142,20 @@ class AvroDecoder:
             rows_in_all = [rows_in_all[i] for i in order]
             columns = {name: [column[i] for i in order] for name, column in columns.items()}
         return table(tuple(self._own.wires.values()), columns, np.array(rows_in_all, np.int64), bad)
+
+    def _alike(self, values: Sequence[bytes | None]) -> tuple[int, _Schema, Sequence[bytes]] | None:
+        """(number of the schema, the schema, what stands behind the frames) where all values have the same schema."""
+        if None in values:
+            return None
+        whole = cast(Sequence[bytes], values)
+        if self.writer is None:
+            return None if any(value[:1] == b"\0" for value in whole) else (0, self._own, whole)
+        head = whole[0][: FRAME.size]
+        if len(head) < FRAME.size or head[0] != 0 or not all(value.startswith(head) for value in whole):
+            return None
+        number = FRAME.unpack(head)[1]
+        schema = self._writer_schema(number)
+        return None if isinstance(schema, str) else (number, schema, [value[FRAME.size :] for value in whole])
 
     def _record(self, value: bytes, unknown: set[int]) -> tuple[int, _Schema | None, dict[str, Any] | str]:
         """(number of the schema, the schema, the record or why there is none)."""
@@ -153,11 +195,35 @@ class AvroDecoder:
         return self._written[number]
 
 
+def _decoded_together(schema: _Schema, bodies: Sequence[bytes]) -> list[dict[str, Any]] | None:
+    """The records of many messages, in a fifth of the calls; None when one of them is not exactly a record.
+
+    Behind each message comes a guard, bytes that no sender knows. As many records are read as there are guards, and each must
+    end in one, so none can begin or end anywhere but where its message does.
+    """
+    guard = os.urandom(_GUARD_BYTES)
+    buffer = BytesIO(b"".join((_zigzag(len(bodies)), guard.join(bodies), guard, b"\0")))
+    try:
+        records = cast(list[dict[str, Any]], fastavro.schemaless_reader(buffer, schema.together, None))
+    except _NOT_AVRO:
+        return None
+    return records if set(map(itemgetter(schema.guard), records)) == {guard} else None
+
+
+def _zigzag(number: int) -> bytes:
+    """Avro's long, of a number that is not negative."""
+    number, groups = number << 1, []
+    while number >= 0x80:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*groups, number))
+
+
 def _decoded(schema: _Schema, body: bytes) -> dict[str, Any] | str:
     buffer = BytesIO(body)
     try:
         record = fastavro.schemaless_reader(buffer, schema.parsed, None)
-    except (EOFError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
+    except _NOT_AVRO as error:
         return f"not Avro of this schema: {type(error).__name__}: {error}"[:200]
     left = len(body) - buffer.tell()
     if left:
@@ -207,9 +273,11 @@ def _compiled(texts: Sequence[str]) -> _Schema:
     plain_named: dict[str, Any] = {}
     parsed: Any = None
     plain: Any = None
+    others: dict[str, Any] = {}
     for text in texts:
         try:
             parsed = fastavro.parse_schema(json.loads(text), named_schemas=named)
+            others = dict(plain_named)
             plain = fastavro.parse_schema(_without_logical_types(parsed), named_schemas=plain_named)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, *_SCHEMA_ERRORS) as error:
             raise DefinitionError(f"its Avro schema is not one ({type(error).__name__}: {error})") from error
@@ -224,7 +292,13 @@ def _compiled(texts: Sequence[str]) -> _Schema:
             wires[field["name"]], unit = found
             if unit:
                 units[field["name"]] = unit
-    return _Schema(plain, wires, units, frozenset(field["name"] for field in parsed["fields"]))
+    names = frozenset(field["name"] for field in parsed["fields"])
+    guard = max(names, key=len, default="") + "_"
+    guarded = _without_logical_types(parsed)
+    kind = {"type": "fixed", "name": f"{guard}_bytes", "size": _GUARD_BYTES}
+    guarded["fields"].append({"name": guard, "type": kind})
+    together = fastavro.parse_schema({"type": "array", "items": guarded}, named_schemas=others)
+    return _Schema(plain, together, guard, wires, units, names)
 
 
 def _without_logical_types(schema: Any) -> Any:

@@ -1,8 +1,8 @@
 """`/metrics`, `/health` and `/ready` of a worker, over HTTP, from a thread of their own.
 
-`/health` (for a liveness probe) is 503 when the loop has not gone round for a minute; waiting for a Redis that is away counts as
+`/health` (for a liveness probe) is 503 when the loop has not gone round for a minute; waiting for a server that is away counts as
 alive, for a restart would not help. `/ready` is 503 until the group has given this worker its share of the partitions, and
-while Redis takes no writes. Both say why in JSON.
+while it waits for Redis or Kafka. Both say why in JSON.
 """
 
 from __future__ import annotations
@@ -83,6 +83,4 @@ def unready(state: State) -> list[str]:
     reasons = unhealthy(state)
     if not state.joined:
         reasons.append("the consumer group has not given it partitions yet")
-    if state.redis_away:
-        reasons.append(state.redis_away)
-    return reasons
+    return reasons + list(state.away.copy().values())

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from connections import Client
+from connections import Client, RefusedError
 from ingestion import redis_store, stream
 from ingestion.arrow import to_columns
 from ingestion.avro import WriterSchema
@@ -32,7 +32,7 @@ from ingestion.positions import begin
 from ingestion.progress import advance_progress, begin_progress, is_empty, progress_of_each, witness, writer_name
 from ingestion.redis_calls import ReplacedError, load_library
 from ingestion.redis_store import LatestWriter, TileWriter
-from ingestion.report import Place, Progress, State, Summary, TopicCounts
+from ingestion.report import KAFKA, REGISTRY, Place, Progress, State, Summary, TopicCounts
 from ingestion.stream import Counts
 from ingestion.wires import Messages
 from tally.columns import Column
@@ -44,8 +44,6 @@ from tally.time import MILLISECOND
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _Schema = tuple[tuple[Field, ...], Encoding]
 """What decides what a message says: sources of one topic that agree on it are decoded once."""
 
@@ -56,11 +54,14 @@ POLL_SECONDS: Final = 0.1
 COMMIT_SECONDS: Final = 1.0
 REPORT_SECONDS: Final = 10.0
 KAFKA_SECONDS: Final = 10.0
+START_SECONDS: Final = 1.0
+"""As long as a worker that waits for Kafka does not see that it is to stop."""
 SESSION_MILLISECONDS: Final = 10_000
 """How long the partitions of a worker that died lie idle. librdkafka's own value, 45 s, is long for live features, and a
 worker that is declared dead too soon does no harm: what it still writes lies behind the fences."""
 CRITICAL: Final = 2
 """librdkafka's log level (syslog's numbers): what is less comes to `_on_error`, too, and from there to the log."""
+_REFUSALS: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,12 @@ def run(
 
     With `until_end` the run ends when every message that was in the topics when it began is applied, whichever worker of
     the group did it. `kafka_config` are librdkafka's properties. `writer_schema` asks a schema registry what Avro messages
-    were written with; None: they all have the definition's schema. `state` is kept up to date for other threads. Raises UnavailableError when Kafka or Redis cannot be
-    reached at the start, NotReadyError for a topic that is missing and for events that neither Redis nor the topic has any
-    more (`skip_expired`: goes on without them), DefinitionError for a view that is not a stream.
+    were written with; None: they all have the definition's schema. `state` is kept up to date for other threads.
+
+    A worker waits for Kafka and Redis, also at its start; a run that is to end does not begin without them, and raises
+    UnavailableError. At the start neither waits for one that refuses us: RefusedError. Raises NotReadyError for a topic that
+    is missing and for events that neither Redis nor the topic has any more (`skip_expired`: goes on without them),
+    DefinitionError for a view that is not a stream.
     """
     views = stream_views(plan, view_names)
     stop = stop or threading.Event()
@@ -171,6 +175,7 @@ class _Worker:
         self._decoded: dict[tuple[str, _Schema], tuple[list[bytes | None], Messages]] = {}
         self.state = state
         self._patience = Patience(stop, state)
+        self._kafka_patience, self._registry_patience = Patience(stop, state, KAFKA), Patience(stop, state, REGISTRY)
         self._name = writer_name()
         for view in views:
             source = plan.source(view.source)
@@ -186,6 +191,7 @@ class _Worker:
         self._threads = self._new_threads()
         self._failure: Exception | None = None
         self._last_error = ""
+        self._is_refused = False
         self._warned_at: dict[int, float] = {}
         self._reading = self._closing = False
         self._skip_expired = False
@@ -200,8 +206,6 @@ class _Worker:
         self._skip_expired = skip_expired
         if not self._readers:
             return self.summary
-        load_library(self._redis)
-        witness(self._redis, self._plan.project, (), {}, self._name)
         session = int(self._config.get("session.timeout.ms", SESSION_MILLISECONDS))
         self._consumer = Consumer(
             {
@@ -221,9 +225,15 @@ class _Worker:
             logger=log,
         )
         try:
-            partitions = self._check_topics()
+            if until_end:
+                partitions = self._check_topics(KAFKA_SECONDS)
+                self._meet_redis()
+            else:
+                partitions = self._kafka_patience.outlast(partial(self._check_topics, START_SECONDS), (RefusedError,))
+                self._kafka_patience.answered()
+                self._patience.outlast(self._meet_redis, (RefusedError,))
+                self._patience.answered()
             targets = self._high_watermarks(partitions) if until_end else {}
-            self._mark_views()
             self._reading = True
             self._consumer.subscribe(
                 sorted(self._readers), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -231,7 +241,8 @@ class _Worker:
             self._loop(targets if until_end else None)
             self._commit(asynchronous=False)
         except StoppedWhileAwayError:
-            log.warning("stopped while Redis was away: the last batch was not committed and will be read again")
+            away = " and ".join(self.state.away)
+            log.warning("stopped while %s was away: the last batch was not committed and will be read again", away)
         finally:
             self.summary.seconds = time.monotonic() - started
             if self._reading:
@@ -246,9 +257,14 @@ class _Worker:
 
     # What there is to read
 
-    def _check_topics(self) -> dict[str, list[int]]:
+    def _meet_redis(self) -> None:
+        load_library(self._redis)
+        witness(self._redis, self._plan.project, (), {}, self._name)
+        self._mark_views()
+
+    def _check_topics(self, seconds: float) -> dict[str, list[int]]:
         try:
-            known = self._consumer.list_topics(timeout=KAFKA_SECONDS).topics
+            known = self._consumer.list_topics(timeout=seconds).topics
         except KafkaException as error:
             self._consumer.poll(0)  # serves the error callback, which knows more
             raise self._unavailable(error) from error
@@ -271,11 +287,18 @@ class _Worker:
         return targets
 
     def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        try:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=KAFKA_SECONDS)
-        except KafkaException as error:
-            raise self._unavailable(error) from error
-        return low, high
+        give_up = time.monotonic() + KAFKA_SECONDS
+        while True:
+            try:
+                low, high = self._consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=KAFKA_SECONDS
+                )
+            except KafkaException as error:  # a partition that was created or moved just now may have no leader yet
+                if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > give_up:
+                    raise self._unavailable(error) from error
+                self._stop.wait(POLL_SECONDS)
+            else:
+                return low, high
 
     def _mark_views(self) -> None:
         for readers in self._readers.values():
@@ -305,7 +328,7 @@ class _Worker:
         if self._closing:  # a consumer that is being closed answers no questions, and nothing will be read
             return
         try:
-            starts = self._patiently(lambda: self._starts({(p.topic, p.partition) for p in partitions}))
+            starts = self._starts({(p.topic, p.partition) for p in partitions})
         except Exception as error:  # noqa: BLE001
             self._failure = error
             return
@@ -320,20 +343,16 @@ class _Worker:
         project = self._plan.project
         if not places:
             return {}
-        of_views = self._progress()
-        emptied = not any(of_views.values()) and is_empty(self._redis, project)
-        try:
-            partitions = [TopicPartition(*place) for place in sorted(places)]
-            committed = self._consumer.committed(partitions, timeout=KAFKA_SECONDS)
-        except KafkaException as error:
-            raise self._unavailable(error) from error
+        of_views = self._patience.outlast(self._progress)
+        emptied = not any(of_views.values()) and self._patience.outlast(partial(is_empty, self._redis, project))
+        committed = self._kafka_patience.outlast(partial(self._committed, places))
         starts = {}
         for partition in committed:
             place = partition.topic, partition.partition
             come = {reader.view.name: of_views[reader.view.name].get(place) for reader in self._readers[place[0]]}
             found = begin(
                 place,
-                *self._watermarks(*place),
+                *self._kafka_patience.outlast(partial(self._watermarks, *place)),
                 partition.offset,
                 come,
                 emptied=emptied,
@@ -352,15 +371,16 @@ class _Worker:
                 known = of_views[reader.view.name]
                 new = {place: at for place, at in starts.items() if place[0] == reader.topic and place not in known}
                 begin_progress(self._redis, project, [reader.view], new, self._patience)
+        self._kafka_patience.answered()
         return starts
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns, as soon as Redis answers it."""
-        while True:
-            try:
-                return ask()
-            except UnavailableError as error:
-                self._patience(error)
+    def _committed(self, places: Collection[Place]) -> list[TopicPartition]:
+        try:
+            partitions = [TopicPartition(*place) for place in sorted(places)]
+            found: list[TopicPartition] = self._consumer.committed(partitions, timeout=KAFKA_SECONDS)
+        except KafkaException as error:
+            raise self._unavailable(error) from error
+        return found
 
     def _go_back(self) -> None:
         """Go on from what Redis holds, after it was started anew or failed over: that may be less than what we wrote."""
@@ -369,8 +389,8 @@ class _Worker:
         self._threads = self._new_threads()
         self._ahead = ()  # it lies beyond what is read again
         while True:
-            self._patiently(partial(load_library, self._redis))
-            starts = self._patiently(lambda: self._starts(self._next))
+            self._patience.outlast(partial(load_library, self._redis))
+            starts = self._starts(self._next)
             positions = {place: min(offset, starts[place]) for place, offset in self._next.items()}
             if self._witnessed(positions):
                 break
@@ -424,7 +444,8 @@ class _Worker:
     def _on_error(self, error: KafkaError) -> None:
         # The same trouble comes with every attempt to connect, many a second. One that hinders the start is told by the
         # exception that ends it.
-        self._last_error = error.str()
+        if not self._is_refused:  # what follows says less
+            self._last_error, self._is_refused = error.str(), error.code() in _REFUSALS
         self.state.kafka_errors[error.name()] += 1
         now = time.monotonic()
         if self._reading and now - self._warned_at.get(error.code(), -REPORT_SECONDS) >= REPORT_SECONDS:
@@ -437,7 +458,7 @@ class _Worker:
 
     def _unavailable(self, error: KafkaException) -> UnavailableError:
         reason = self._last_error or error.args[0].str()
-        return UnavailableError(
+        return (RefusedError if self._is_refused else UnavailableError)(
             f"Kafka at {self._servers} cannot be used ({reason}); check KAFKA_BOOTSTRAP_SERVERS, the security settings and "
             "that the brokers are up."
         )
@@ -600,11 +621,9 @@ class _Worker:
         return [letter for _, letter in sorted(letters, key=itemgetter(0))]
 
     def _decode(self, decode: Decoder, values: Sequence[bytes | None]) -> Messages:
-        while True:
-            try:
-                return decode(values)
-            except UnavailableError as error:  # the schema registry: the messages are as good as ever
-                self._patience(error)
+        found = self._registry_patience.outlast(partial(decode, values))  # the messages are as good as ever
+        self._registry_patience.answered()
+        return found
 
     def _apply_view(self, reader: _Reader, batch: _Batch, only_for: Mapping[int, str]) -> tuple[Counts, dict[int, str]]:
         name = reader.view.name

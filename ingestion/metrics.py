@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ingestion.report import Progress, State
+from ingestion.report import REDIS, Progress, State
 
 OTHER: Final = "other"
 MOST_REASONS: Final = 50
@@ -101,7 +101,7 @@ class _Totals(Collector):
             lag.add_metric([topic, str(partition)], behind)
         yield lag
         yield GaugeMetricFamily("tally_stream_partitions", "Partitions that this worker reads", len(state.lag))
-        yield GaugeMetricFamily("tally_stream_redis_up", "0 while Redis takes no writes", 0 if state.redis_away else 1)
+        yield GaugeMetricFamily("tally_stream_redis_up", "0 while Redis takes no writes", int(REDIS not in state.away))
         yield _counted(
             "tally_stream_redis_errors", "Calls that Redis did not answer or refused", "kind", state.redis_errors
         )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -150,7 +150,7 @@ class ProtobufDecoder:
         try:
             messages = list(map(self._class.FromString, self._bodies(values)))
             rows = np.arange(len(values))
-        except (DecodeError, ValueError, TypeError):
+        except (DecodeError, ValueError):
             messages, kept = [], []
             for row, value in enumerate(values):
                 message = self._message(value)
@@ -164,7 +164,14 @@ class ProtobufDecoder:
         return table(self._wires, columns, rows, bad)
 
     def _bodies(self, values: Sequence[bytes | None]) -> list[bytes]:
-        return [self._body(value) if value[:1] == b"\0" else value for value in values]  # type: ignore[index, arg-type, misc]
+        if None in values:
+            raise ValueError(TOMBSTONE)
+        whole = cast(Sequence[bytes], values)
+        if whole and whole[0][:1] == b"\0":  # mostly all have the same frame
+            head = whole[0].removesuffix(self._body(whole[0]))
+            if all(value.startswith(head) for value in whole):
+                return [value[len(head) :] for value in whole]
+        return [self._body(value) if value[:1] == b"\0" else value for value in whole]
 
     def _message(self, value: bytes | None) -> Message | str:
         if value is None:

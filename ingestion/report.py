@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from ingestion.stream import Counts
 
+REDIS, KAFKA, REGISTRY = "Redis", "Kafka", "The schema registry"
+"""Servers that a worker waits for."""
+
 Place = tuple[str, int]
 """(topic, partition)."""
 
@@ -56,14 +59,15 @@ class Summary:
 class State:
     """A running worker, as other threads may look at it: its totals, where it is, and what hinders it.
 
-    `lag` is of the partitions that it reads; `joined` whether the group has given it its share (none, if there are too many
-    workers); `ticked` the monotonic time at which its loop last went round, or waited for Redis.
+    `away` says of each server that it waits for what is wrong; `lag` is of the partitions that it reads; `joined` whether the
+    group has given it its share (none, if there are too many workers); `ticked` the monotonic time at which its loop last went
+    round, or waited for a server.
     """
 
     summary: Summary = field(default_factory=Summary)
     lag: dict[Place, int] = field(default_factory=dict)
     joined: bool = False
-    redis_away: str = ""
+    away: dict[str, str] = field(default_factory=dict)
     ticked: float = field(default_factory=time.monotonic)
     redis_errors: Counter[str] = field(default_factory=Counter)
     kafka_errors: Counter[str] = field(default_factory=Counter)

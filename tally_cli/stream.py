@@ -6,7 +6,8 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,7 @@ def stream(
     """Apply events from Kafka to the windows and latest rows in Redis, each once, until stopped.
 
     Ctrl-C and SIGTERM finish the batch at hand and leave. Start as many as there are partitions: they share the work.
+    While Redis or Kafka is away it waits and says so; with --until-end it does not begin without them.
     Messages that cannot be used go to TOPIC.dlq with their reason.
 
     \b
@@ -57,18 +59,28 @@ def stream(
     chosen = chosen_views([v for v in plan.views if v.stream and v.online], view or [], plan, "online stream view")
     settings = settings_with(repo, "redis", "kafka")
 
+    from connections import RefusedError
     from ingestion.garbage import seldom_collected
     from ingestion.kafka import run
+    from ingestion.patience import Patience, StoppedWhileAwayError
     from ingestion.report import State
 
     state = State()
     with (
-        open_redis(settings) as redis,
+        ExitStack() as stack,
         stopped_by_signals() as stop,
         observed(state, metrics_port) as observe,
-        ERR.status("waiting for Kafka") as line,
+        ERR.status("waiting for Redis and Kafka") as line,
         seldom_collected(),
     ):
+        patience = Patience(stop, state)
+        try:
+            opened = partial(open_redis, settings)
+            redis = stack.enter_context(opened() if until_end else patience.outlast(opened, (RefusedError,)))
+        except StoppedWhileAwayError:
+            log.warning("stopped while Redis was away")
+            return
+        patience.answered()
 
         def show(progress: Progress) -> None:
             observe(progress)

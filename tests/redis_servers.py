@@ -123,10 +123,10 @@ _DATA = ('save ""', "appendonly no", "repl-diskless-sync-delay 0", "repl-ping-re
 
 
 @contextmanager
-def standalone(directory: Path, lines: Sequence[str] = ()) -> Iterator[Server]:
-    """One server, with more lines of configuration."""
+def standalone(directory: Path, lines: Sequence[str] = (), port: int | None = None) -> Iterator[Server]:
+    """One server, with more lines of configuration, at a free port if none is named."""
     with watched() as spawn:
-        server = Server(free_port(), directory, [*_DATA, *lines], spawn)
+        server = Server(port or free_port(), directory, [*_DATA, *lines], spawn)
         server.wait()
         yield server
 

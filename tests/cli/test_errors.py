@@ -150,12 +150,12 @@ def test_an_export_from_tables_that_were_never_ingested(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", ["bootstrap", "stream"])
+@pytest.mark.parametrize("command", ["bootstrap", "stream --until-end"])
 def test_redis_not_there(tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """A Redis that nobody answers at is named, with its variable; its password is not."""
     monkeypatch.setenv("REDIS_URL", f"redis://worker:hush@{NOBODY}")
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", NOBODY)
-    ended = tally(command, "--repo", repo)
+    ended = tally(*command.split(), "--repo", repo)
 
     assert ended.code == 1
     assert_one_sentence(ended, NOBODY, "REDIS_URL")

@@ -71,8 +71,8 @@ def test_a_service_that_does_not_exist(world: World) -> None:
 def test_redis_not_there(world: World) -> None:
     """Commands, the client and Feast name the address and the variable, but no password."""
     url = f"redis://worker:hush@{NOBODY}"
-    for command in ("bootstrap", "stream"):
-        ended = world.run("tally", command, REDIS_URL=url)
+    for command in (("bootstrap",), ("stream", "--until-end")):
+        ended = world.run("tally", *command, REDIS_URL=url)
         assert_one_sentence(ended, NOBODY, "REDIS_URL")
         assert "hush" not in ended.err
     with pytest.raises(UnavailableError, match=f"{NOBODY}.*REDIS_URL") as refused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,8 +54,8 @@ class Broker:
 
 
 @contextmanager
-def broker(directory: Path, proxy: Proxy) -> Iterator[Broker]:
-    """A broker that takes sessions as short as the tests want them, and forgets nothing."""
+def broker(directory: Path, proxy: Proxy, lines: Sequence[str] = ()) -> Iterator[Broker]:
+    """A broker that takes sessions as short as the tests want them, and forgets nothing; with more lines of configuration."""
     directory.mkdir(parents=True)
     port, controller, behind_proxy = (free_port() for _ in range(3))
     proxy.target = behind_proxy
@@ -67,7 +67,7 @@ def broker(directory: Path, proxy: Proxy) -> Iterator[Broker]:
         "\nadvertised.listeners=", f"\nadvertised.listeners={outer},"
     )
     text = text.replace("PLAINTEXT:PLAINTEXT,", "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,")
-    properties.write_text(text + "group.min.session.timeout.ms=500\n")
+    properties.write_text("\n".join([text, "group.min.session.timeout.ms=500", *lines, ""]))
     java = kafka_jars.java()
     classes = ("-cp", f"{lib}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
     kafka._format([java, *classes], properties)

@@ -222,7 +222,9 @@ class FenceProtocol(RuleBasedStateMachine):
     @rule(data=st.data())
     def come_back(self, data: st.DataObject) -> None:
         """The server is started from what it has written down, or the replica is promoted; its memory is empty."""
-        was = self.snapshots.pop(data.draw(st.integers(0, len(self.snapshots) - 1), label="snapshot"))
+        self._come_back(self.snapshots.pop(data.draw(st.integers(0, len(self.snapshots) - 1), label="snapshot")))
+
+    def _come_back(self, was: Snapshot) -> None:
         self.redis.flushdb()
         for key, value in was.values.items():
             self.redis.restore(key, 0, value)
@@ -307,9 +309,13 @@ class FenceProtocol(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def look(self, data: st.DataObject) -> None:
-        """Ask the server, as every second, whether it still holds what was finished."""
-        worker = data.draw(st.sampled_from(self.workers), label="worker")
+        """Ask the server, as every second between batches, whether it still holds what was finished."""
+        self._look(data.draw(st.sampled_from(self.workers), label="worker"))
+
+    def _look(self, worker: Worker) -> None:
         self._arrive(worker)
+        if worker.batches:
+            return  # what a server has answered, it may have forgotten, too
         places = _places(worker.finished)
         if places and not witness(self.redis, PROJECT, [WINDOWS, LATEST], places, worker.name):
             self._go_back(worker)
@@ -325,6 +331,21 @@ class FenceProtocol(RuleBasedStateMachine):
 
     def _start_progress(self, positions: dict[int, int]) -> None:
         begin_progress(self.redis, PROJECT, [WINDOWS, LATEST], _places(positions))
+
+    def _go_on(self, worker: Worker) -> None:
+        self._arrive(worker)
+        for partition, position in worker.positions.items():
+            worker.read += self.topic[partition][position:]
+            worker.positions[partition] = len(self.topic[partition])
+        self._begin(worker)
+        while worker.batches:
+            self._finish(worker)
+
+    def _all_go_on(self) -> None:
+        for partition in range(PARTITIONS):
+            self._produce(partition, "hot", 0, (0.1, 0.7, -0.1)[partition])
+        for worker in self.workers:
+            self._go_on(worker)
 
     def _finish(self, worker: Worker) -> None:
         left = len(worker.batches)
@@ -465,15 +486,17 @@ class FenceProtocol(RuleBasedStateMachine):
         assert {p: found.get(("events", p), 0) for p in range(PARTITIONS)} == self.reached, "progress"
 
     def teardown(self) -> None:
-        """Whoever comes next reads from the progress to the end; then everything is there, once."""
+        """All go on to the end, twice, for the server forgets the first time; then everything is there, once."""
+        self.snapshot()
+        self._all_go_on()
+        self._come_back(self.snapshots.pop())
+        if len(self.topic[0]) % 2:  # they find out by a look; else by a write
+            for worker in self.workers:
+                self._look(worker)
+        self._all_go_on()
         last = Worker(arriving=dict(self.reached), new={p for p, offset in self.reached.items() if offset == 0})
         assert witness(self.redis, PROJECT, (), {}, last.name)
-        self._arrive(last)
-        for partition, position in last.positions.items():
-            last.read += self.topic[partition][position:]
-        self._begin(last)
-        while last.batches:
-            self._finish(last)
+        self._go_on(last)
         self.redis_holds_what_lies_behind_its_fences()
         self.the_greatest_row_stays()
         assert self.reached == {p: len(messages) for p, messages in enumerate(self.topic)}

@@ -49,6 +49,11 @@ MISTAKES = [
         "if not witnessed[args[#args]] then fail('TALLYWITNESS', 'this server is not known to hold what you wrote') end",
         "",
     ),
+    Planted(
+        "a server is witnessed unseen",
+        "if not stored or tonumber(stored) < tonumber(args[i + 1]) then return witnessed",
+        "if false then return witnessed",
+    ),
     Planted("the fence is not looked at", "if fence >= first then clear = false end", ""),
     Planted("the fence's own event counts again", "if fence >= first then", "if fence > first then"),
     Planted("an overlap is merged whole", "if fence >= first then", "if fence >= last then"),

@@ -161,6 +161,58 @@ def test_avro_is_the_same_from_the_topic_and_from_the_landing_table(records: lis
         assert record["f64"] == (2.5 if sent["f64"] is None else None if math.isnan(sent["f64"]) else sent["f64"])
 
 
+def _damaged(values: list[bytes], row: int, how: str) -> None:
+    """Spoil a message; what is next to it may hide it from whoever reads them as one stream."""
+    following = (row + 1) % len(values)
+    if how == "shorter":
+        values[row] = values[row][:-1]
+    elif how == "longer":
+        values[row] += b"\x02"
+    elif how == "the next begins in it":
+        values[row], values[following] = values[row] + values[following][:1], values[following][1:]
+    elif how == "it ends in the next":
+        values[row], values[following] = values[row][:-1], values[row][-1:] + values[following]
+    elif how == "two in one":
+        values[row], values[following] = values[row] + values[following], b""
+    elif how == "endless text":
+        values[row] = b"\x00\x00\x00\x00\xfe\xff\xff\xff\x0f"
+
+
+@given(
+    st.lists(AVRO_RECORDS, min_size=1, max_size=9),
+    st.lists(
+        st.tuples(
+            st.integers(0, 8),
+            st.sampled_from(
+                ["shorter", "longer", "the next begins in it", "it ends in the next", "two in one", "endless text"]
+            ),
+        ),
+        max_size=3,
+    ),
+    st.sampled_from(["one schema", "two schemas", "no registry"]),
+)
+def test_avro_decoded_together_is_what_it_is_one_by_one(
+    records: list[dict[str, Any]], damages: list[tuple[int, str]], frames: str
+) -> None:
+    """Values, rows and reasons are the same, whatever is wrong with some of the messages."""
+    values = [encoded(record) for record in records]
+    for row, how in damages:
+        _damaged(values, row % len(values), how)
+    if frames != "no registry":
+        values = [framed(1 + (frames == "two schemas" and row % 4 == 3), value) for row, value in enumerate(values)]
+    whole = [*values, None] if len(values) % 5 == 0 else values
+    decode = AvroDecoder(TEXT, None if frames == "no registry" else lambda _: (TEXT,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(avro, "_TOGETHER", 2)
+        together = decode(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(avro, "_decoded_together", None)
+        patch.setattr(avro, "_TOGETHER", 100)
+        alone = decode(whole)
+    same(together, alone)
+    assert together[2] == alone[2]
+
+
 @given(st.lists(PROTO_RECORDS, max_size=5), st.sampled_from([b"", struct.pack(">BI", 0, 1) + b"\x02\x02"]))
 def test_protobuf_is_the_same_from_the_topic_and_from_the_landing_table(
     records: list[dict[str, Any]], frame: bytes

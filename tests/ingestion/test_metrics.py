@@ -47,7 +47,7 @@ def test_every_count_is_shown() -> None:
         redis_errors=Counter(LoadingError=2),
         kafka_errors=Counter(_TRANSPORT=1),
         read_again=Counter(t=6),
-        redis_away="away",
+        away={"Redis": "away"},
     )
     metrics = Metrics(state)
     metrics.on_batch(Progress(100, 0.03, 1.5, 100, {}, 8))
@@ -104,7 +104,7 @@ def test_probes_say_why() -> None:
         assert json.loads(body)["reasons"] == ["the consumer group has not given it partitions yet"]
         state.joined = True
         assert fetch(port, "/ready") == (200, '{"ok": true, "reasons": [], "lag": 0}')
-        state.redis_away = "Redis at a:1 did not answer"
+        state.away["Redis"] = "Redis at a:1 did not answer"
         assert json.loads(fetch(port, "/ready")[1])["reasons"] == ["Redis at a:1 did not answer"]
         assert fetch(port, "/health")[0] == 200
         state.ticked = time.monotonic() - SILENCE_SECONDS - 1
