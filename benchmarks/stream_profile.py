@@ -1,7 +1,8 @@
 """``python -m benchmarks.stream_profile [--rate N] [--seconds N]``: where the time of a stream worker and of its Redis goes.
 
 Events of 4,000 keys come at a steady rate into three windowed views. Of the worker: CPU time of each stage, and how long its
-threads waited for Redis. Of Redis, by its own count: what a merge of one key costs, and how much of that is GET and SET.
+threads waited for Redis. Of Redis: CPU time for each merge of one key, and by its own clock, which goes on while others have the
+processor, how much of that is GET, SET and Lua.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rich.table import Table
 from benchmarks import stream as benchmark
 from benchmarks.measure import alone
 from infra.local import embedded
-from ingestion import kafka, messages, redis_calls, stream
+from ingestion import decoding, kafka, redis_calls, stream
 from ingestion.garbage import seldom_collected
 from ingestion.redis_store import TileWriter
 from tally.plan import Plan
@@ -72,7 +73,7 @@ def profile(document: str, config: Mapping[str, Any], redis_url: str, seconds: f
     """Run a worker in this process for some seconds; what it and Redis spent after it was warm."""
     stages = _Stages()
     for owner, attribute, name in (
-        (messages, "decode_table", "parse"),
+        (decoding, "decode_table", "parse"),
         (stream, "events_of", "refuse, number entities"),
         (stream, "deltas_of", "build tiles"),
         (TileWriter, "merge", "merge: all below, and packing calls"),
