@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import dask
 import numpy as np
-from dask.callbacks import Callback
-from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from ingestion.offline import open_version, read_rows
@@ -19,6 +18,8 @@ from training.asks import Answers, Questions, bounds
 from training.join import Ask, TiedRowsError, join
 
 Progress = Callable[[int, int], None]
+Joined = tuple[Answers, dict[str, int]]
+"""What each use of a view answers, and how many of the rows read were left out, by reason."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def features(
             for position in questions.uses_of(name)
         ]
         version = versions[plan.view(name).source]
-        tasks.append(delayed(_joined, pure=False)(questions, name, offline_uri, version, first, last, asks))
+        tasks.append(partial(_joined, questions, name, offline_uri, version, first, last, asks))
     found: Answers = [{} for _ in service.views]
     refused = {}
     for name, (answers, of_view) in zip(names, _run(tasks, progress), strict=True):
@@ -82,7 +83,7 @@ def pinned_versions(plan: Plan, service: Service, offline_uri: str, versions: Ma
 
 def _joined(
     questions: Questions, name: str, offline_uri: str, version: int, first: int, last: int, asks: list[Ask]
-) -> tuple[Answers, dict[str, int]]:
+) -> Joined:
     narrow, whole = questions.view(name), questions.plan.view(name)
     try:
         return _read_and_joined(questions.plan, narrow, whole, offline_uri, version, first, last, asks)
@@ -92,20 +93,20 @@ def _joined(
 
 def _read_and_joined(
     plan: Plan, read: View, whole: View, offline_uri: str, version: int, first: int, last: int, asks: list[Ask]
-) -> tuple[Answers, dict[str, int]]:
+) -> Joined:
     start, end = bounds(whole, first, last)
     rows = read_rows(plan, read, offline_uri, version=version, start=start, end=end)
     return join(whole, rows, asks), rows.refused
 
 
-def _run(tasks: Sequence[Any], progress: Progress | None) -> list[tuple[Answers, dict[str, int]]]:
-    waiting = {task.key for task in tasks}
-    total = len(waiting)
-
-    def finished(key: Any, *_: Any) -> None:
-        if progress is not None and key in waiting:
-            waiting.discard(key)
-            progress(total - len(waiting), total)
-
-    with Callback(posttask=finished):
-        return list(dask.compute(*tasks, scheduler="threads"))
+def _run(tasks: Sequence[Callable[[], Joined]], progress: Progress | None) -> list[Joined]:
+    """What each task returns. Raises what the first one to fail raises."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = [pool.submit(task) for task in tasks]
+        for done, task in enumerate(as_completed(running), 1):
+            if task.exception() is not None:
+                pool.shutdown(cancel_futures=True)
+                task.result()
+            if progress is not None:
+                progress(done, len(tasks))
+        return [task.result() for task in running]

@@ -1,8 +1,9 @@
-"""One view joined to labels: what a Dask task does. No I/O."""
+"""One view joined to labels. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ class TiedRowsError(TallyError):
     """Rows tie in time and tie breakers, and the columns that tell them apart were not read."""
 
 
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Labels of one use of a view: `keys` (columns in the order of the view's keys), `as_of` (µs), `features` wanted.
 
@@ -33,22 +35,11 @@ class Ask:
     ``{"version": (timestamp, a, b, check)}`` for latest rows, None for nothing. None as a whole: go by `mode` alone.
     """
 
-    # A plain class: Dask walks through the fields of dataclasses, element by element.
-    __slots__ = ("as_of", "evidence", "features", "keys", "mode")
-
-    def __init__(
-        self,
-        keys: Sequence[Column],
-        as_of: Instants,
-        features: Sequence[str],
-        mode: Mode,
-        evidence: Sequence[Seen] | None,
-    ) -> None:
-        self.keys = keys
-        self.as_of = as_of
-        self.features = features
-        self.mode = mode
-        self.evidence = evidence
+    keys: Sequence[Column]
+    as_of: Instants
+    features: Sequence[str]
+    mode: Mode
+    evidence: Sequence[Seen] | None
 
 
 def join(view: View, rows: Rows, asks: Sequence[Ask]) -> list[dict[str, Column]]:
