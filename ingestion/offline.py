@@ -27,6 +27,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from numpy.typing import NDArray
 
 from ingestion.arrow import INSTANT, TYPES, to_column, to_columns
+from ingestion.gather import gathered
 from ingestion.messages import view_rows
 from tally.columns import Column
 from tally.errors import DataError, NotReadyError, UnavailableError
@@ -488,7 +489,11 @@ def _checked(plan: Plan, source: Source, table: DeltaTable) -> Extracted:
 def read_columns(table: DeltaTable, columns: Iterable[str], condition: Any = None) -> pa.Table:
     """These columns of the rows for which `condition` (a pyarrow expression) holds. Raises UnavailableError."""
     try:
-        return table.to_pyarrow_dataset().to_table(columns=list(columns), filter=condition)
+        dataset = table.to_pyarrow_dataset()
+        at_most = sum(fragment.count_rows() for fragment in dataset.get_fragments(filter=condition))
+        # Little is read ahead: what is read is copied at once, and its memory is used again for what is read next.
+        scanner = dataset.scanner(columns=list(columns), filter=condition, batch_readahead=2, fragment_readahead=1)
+        return gathered(scanner.projected_schema, scanner.to_batches(), at_most)
     except (DeltaError, OSError) as error:
         raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({error}).") from error
 
