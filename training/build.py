@@ -224,7 +224,7 @@ def _built(
             stored = labels
             work = survey(questions, offline_uri, pinned, stored.labels.first, stored.labels.last)
             needed = limit
-        stored.join(work, Local(limit) if client is None else Cluster(client), report)
+        stored.join(work, Local(limit) if client is None else Cluster(client, limit), report)
     made = manifest(stored.labels.rows, stored.refused)
     if needed < limit:
         whole = stored.in_memory()

@@ -19,6 +19,7 @@ from tally.plan import Plan
 from training.asks import Questions, narrowed
 from training.join import Mode
 from training.keys import partition_of
+from training.memory import room_for_data
 from training.partitioned import MOST_PARTS, Meter
 from training.spill import Spill
 from training.work import Answered, ViewWork, join_part, rows_table
@@ -43,10 +44,15 @@ def active_client() -> Any:
 
 
 class Cluster:
-    """Joins on the workers of a `distributed.Client`. Only labels and answers pass through this process."""
+    """Joins on the workers of a `distributed.Client`.
 
-    def __init__(self, client: Any) -> None:
+    Only labels and answers pass through this process, on their way between its disk and the workers: one part at a time,
+    within `memory` bytes.
+    """
+
+    def __init__(self, client: Any, memory: int) -> None:
         self._client = client
+        self._room = room_for_data(memory)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self._threads = max(1, sum(worker["nthreads"] for worker in workers))
         limits = [worker["memory_limit"] / max(1, worker["nthreads"]) for worker in workers if worker["memory_limit"]]
@@ -54,8 +60,9 @@ class Cluster:
 
     def parts(self, work: ViewWork, labels: int) -> int:
         """See `training.partitioned.Joiner`."""
-        needed = work.cost(work.rows, [labels] * len(work.uses))
-        return int(min(MOST_PARTS, max(self._threads * _PARTS_PER_THREAD, math.ceil(needed / self._budget))))
+        of_each = [labels] * len(work.uses)
+        there, here = work.cost(work.rows, of_each) / self._budget, work.cost(0, of_each) / self._room
+        return int(min(MOST_PARTS, max(self._threads * _PARTS_PER_THREAD, math.ceil(there), math.ceil(here))))
 
     def join(
         self, work: ViewWork, parts: int, labels: Sequence[Spill], folder: Path, refused: list[Refused], meter: Meter

@@ -54,6 +54,11 @@ def _available() -> int:
     return free
 
 
+def room_for_data(memory: int) -> int:
+    """Of `memory` bytes those that are left for data."""
+    return max(memory - FIXED, memory // 8)
+
+
 def row_cost(view: View, columns: Collection[str]) -> int:
     """Bytes that a join takes for each row of a view, of which `columns` are read."""
     dtypes = {field.name: field.dtype for field in view.columns if field.name in columns}

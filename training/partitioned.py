@@ -32,7 +32,7 @@ from tally.layout import EVIDENCE_COLUMN
 from training.asks import Questions
 from training.join import TiedRowsError
 from training.keys import partition_of
-from training.memory import FIXED
+from training.memory import FIXED, room_for_data
 from training.spill import Spill
 from training.stores import AnswerStore, LabelStore
 from training.work import (
@@ -173,7 +173,7 @@ class Local:
 
     def __init__(self, memory: int) -> None:
         self._threads = min(os.cpu_count() or 1, 4)
-        self._room = max(memory - FIXED, memory // 8)
+        self._room = room_for_data(memory)
         self._budget = min(self._room // self._threads, _BEST_BYTES)
         self._joining_large = threading.Lock()
 

@@ -27,6 +27,11 @@ from tests.oracle import Event
 from tests.training import stores
 from tests.training.stores import PLAN, SERVICE, departure, weather
 from training import TrainingSet, build_training_set, training_set
+from training.asks import Questions
+from training.cluster import Cluster
+from training.engine import pinned_versions
+from training.memory import LEAST, room_for_data
+from training.work import survey
 
 START = from_datetime(datetime(2013, 3, 1, tzinfo=UTC))
 BIG = 2**60 + 1
@@ -188,6 +193,19 @@ def test_a_cluster_gives_the_same_bits(build: Callable[..., TrainingSet], client
     local = build(labels, visibility="as_served").to_arrow()
     assert given.to_arrow().equals(local)
     assert active.to_arrow().equals(local)
+
+
+def test_a_cluster_keeps_to_the_memory_of_the_caller(client: Client, offline_uri: str) -> None:
+    """Answers come back a part at a time: many labels and little memory here make more parts, whatever the workers have."""
+    questions = Questions(PLAN, PLAN.service(SERVICE), "event_time")
+    versions = pinned_versions(PLAN, questions.service, offline_uri, {})
+    little, much = Cluster(client, LEAST), Cluster(client, 10**12)
+    for work in survey(questions, offline_uri, versions, START, START + 36 * HOUR):
+        assert little.parts(work, 1_000) == much.parts(work, 1_000)
+        labels = 20_000_000
+        here = work.cost(0, [labels] * len(work.uses))
+        assert here / little.parts(work, labels) <= room_for_data(LEAST)
+        assert little.parts(work, labels) > much.parts(work, labels)
 
 
 def test_progress_locally(build: Callable[..., TrainingSet]) -> None:
