@@ -52,7 +52,7 @@ from tally.plan import Field, Input, Plan, RequestFunction
 
 SAMPLES: Final = 10_000
 QUICK: Final = 10
-SHARES: Final = {1: 1, 10: 1, 100: 2, 1_000: 20}
+SHARES: Final = {1: 1, 10: 1, 100: 1, 1_000: 4}
 FEW: Final = 20
 """Of what takes milliseconds, and by `SHARES` of many rows, one sample is taken where of others this many are."""
 VIEWS: Final = ("x", "y", "z")
