@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import count
+from itertools import chain, count
 from typing import Any, Final, cast
 
 from redis import RedisCluster
@@ -116,6 +116,8 @@ def witness(
     Raises NotReadyError when a server that had shown it before has lost it since, without having been away.
     """
     replies = _on_each(redis, project, "tally_witness", views, positions, patience, writer)
+    if set(replies) != {1} and isinstance(redis, RedisCluster) and _marked_anew(redis, project, patience):
+        replies = _on_each(redis, project, "tally_witness", views, positions, patience, writer)
     if -1 in replies:
         raise NotReadyError(
             f"tally:{project}:progress was removed from Redis while workers were writing (FLUSHALL, DEL, or an eviction): what "
@@ -123,6 +125,31 @@ def witness(
             "teardown does), then run feast apply, tally bootstrap and tally stream."
         )
     return all(reply == 1 for reply in replies)
+
+
+def _marked_anew(redis: RedisCluster, project: str, patience: Patience | None) -> bool:
+    """Whether there were primaries whose mark no other has heard of; they have one now that says what the others' say.
+
+    Such a primary got its slots, with their data, from the others; or the slot of its mark has moved away from it.
+    """
+    with reaching(redis):
+        marks = _marks(redis, project)
+        stored = {shard: _fields(redis, key) for shard, key in marks.items()}
+    shards = f"{_SHARDS}:"
+    known = {text.split(":")[1] for fields in stored.values() for text in fields if text.startswith(shards)}
+    new = marks.keys() - known
+    if not new or not known:
+        return False
+    others = [fields for shard, fields in stored.items() if shard in known]
+    names = {text for fields in others for text in fields if not text.startswith(shards)}
+    come = {name: min(fields.get(name, 0) for fields in others) for name in names}
+    heard = {f"{_SHARDS}:{shard}:0": 1 for shard in marks}
+    commands = []
+    for shard, key in marks.items():
+        fields = come | heard if shard in new else heard
+        commands.append(("FCALL", "tally_begin", 1, key, *chain(*fields.items()), NAMELESS))
+    call(redis, commands, patience)
+    return True
 
 
 def _on_each(

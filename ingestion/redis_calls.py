@@ -167,12 +167,9 @@ def _by_node(redis: RedisCluster, commands: Sequence[Command]) -> list[Any]:
             replies[number] = answer
     for number, reply in enumerate(replies):
         if isinstance(reply, errors.AskError) and not isinstance(reply, errors.MovedError):  # its slot is on the move
-            try:
-                replies[number] = cast(Any, redis).execute_command(
-                    *commands[number], target_nodes=[_node(redis, commands[number][3])]
-                )
-            except RAISED as error:
-                replies[number] = error
+            target = cast(Any, redis).get_node(reply.host, reply.port)
+            if target is not None:  # else the cluster is asked for its nodes, and then this again
+                replies[number] = _pipelined(redis.get_redis_connection(target), [("ASKING",), commands[number]])[1]
     return replies
 
 

@@ -55,7 +55,7 @@ def eventually(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """One server process, that can be killed, frozen and started again with the same data and port."""
 
@@ -154,8 +154,8 @@ class ClusterServers:
         return self._owners(key)[1]
 
     def masters(self) -> list[Server]:
-        """The masters now, in the order of their slots."""
-        return [owners[0] for _, _, owners in self._ranges()]
+        """The masters now, in the order of their first slots."""
+        return list(dict.fromkeys(owners[0] for _, _, owners in self._ranges()))
 
     def flush(self) -> None:
         """Forget all keys, and the functions too."""
@@ -171,6 +171,24 @@ class ClusterServers:
                 node.start()
         for node in self.nodes:
             eventually(lambda node=node: _is_settled(node, len(self.nodes)), f"cluster node {node.port}")  # type: ignore[misc]
+
+    @contextmanager
+    def moving(self, slot: int) -> Iterator[None]:
+        """A slot on its way to the next master: all its keys are there, and the cluster does not know it until the end."""
+        masters = self.masters()
+        source = next(owners[0] for first, last, owners in self._ranges() if first <= slot <= last)
+        target = masters[(masters.index(source) + 1) % len(masters)]
+        clients: dict[int, Any] = {master.port: master.client() for master in masters}
+        names = {port: client.execute_command("CLUSTER MYID").decode() for port, client in clients.items()}
+        clients[target.port].execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[source.port])
+        clients[source.port].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[target.port])
+        while keys := clients[source.port].execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+            clients[source.port].execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        yield
+        for port in (target.port, *clients):
+            clients[port].execute_command("CLUSTER SETSLOT", slot, "NODE", names[target.port])
+        for client in clients.values():
+            client.close()
 
     def _owners(self, key: bytes) -> list[Server]:
         slot = key_slot(key)
@@ -193,7 +211,7 @@ def _is_settled(node: Server, count: int) -> bool:
         state: Any = client.execute_command("CLUSTER INFO")
         ranges: Any = client.execute_command("CLUSTER SLOTS")
         replication: Any = client.info("replication")
-    owned = sum(len(owners) for _, _, *owners in ranges)
+    owned = len({owner[1] for _, _, *owners in ranges for owner in owners})
     linked = replication["role"] == "master" or replication["master_link_status"] == "up"
     return bool(state["cluster_state"] == "ok" and int(state["cluster_known_nodes"]) == owned == count and linked)
 

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 
 from connections import Client, open_client
-from ingestion.progress import advance_progress, progress, witness, writer_name
-from ingestion.redis_calls import ReplacedError, load_library, primaries
+from ingestion.progress import _marks, advance_progress, progress, witness, writer_name
+from ingestion.redis_calls import ReplacedError, _look_around, load_library, primaries
 from ingestion.redis_store import TileWriter, publish_plan, view_mark
 from ingestion.report import Summary
 from tally.errors import NotReadyError
@@ -110,6 +111,31 @@ def quietly(ask: Callable[[], Any]) -> Any:
         return ask()
     except (RedisError, RedisClusterException):
         return None
+
+
+def test_slots_move_under_a_running_worker(
+    redis_on: Callable[[str], Client], servers: str, redis_cluster: redis_servers.ClusterServers
+) -> None:
+    """From master to master, with the windows in them: each event counts once, and the worker goes on."""
+    client = redis_on("cluster")
+    topic = make_topic(servers, client, latest_by_number())  # type: ignore[arg-type]
+    topic.send(100)
+    prefix = topic.view.prefix(topic.plan.project)
+
+    def arrives() -> None:
+        redis_servers.eventually(lambda: quietly(lambda: stored(topic, client)) == topic.expected(), "the windows")
+
+    with working(topic) as worker:
+        arrives()
+        for key in (prefix + b"a", prefix + b"b", prefix + b"c", prefix + b"a"):
+            with redis_cluster.moving(key_slot(key)):
+                topic.send(50)
+                arrives()
+            topic.send(50)
+            arrives()
+            assert not worker.done(), worker.result()
+    assert worker.result().views["cells"].applied == len(topic.sent)
+    assert topic.run().consumed == 0
 
 
 @pytest.mark.slow
@@ -213,6 +239,27 @@ def test_a_primary_that_joins_is_trusted_with_what_it_was_given(redis_on: Callab
         shard = marks[0].decode().partition("{")[2].rstrip("}")
         client.hdel(mark, f"shards:{shard}:0")
     assert progress(client, "p", view) == {("t", 0): 5}
+
+
+def test_a_mark_whose_slot_moves_is_no_loss(
+    redis_on: Callable[[str], Client], redis_cluster: redis_servers.ClusterServers
+) -> None:
+    """Its primary gets another mark, which says what the others say: a worker that is idle stays witnessed."""
+    client, view, name = redis_on("cluster"), plans.window_view(), writer_name()
+    load_library(client)
+    assert witness(client, "p", (), {}, name)
+    advance_progress(client, "p", [view], {("t", 0): 5}, writer=name)
+    before = _marks(client, "p")
+    with redis_cluster.moving(key_slot(min(before.values()).encode())):
+        pass
+    _look_around(client)
+    assert _marks(client, "p") != before
+
+    assert witness(client, "p", [view], {("t", 0): 5}, name)
+    assert progress(client, "p", view) == {("t", 0): 5}
+    new = next(key for shard, key in _marks(client, "p").items() if shard not in before)
+    client.delete(new)
+    assert progress(client, "p", view) == {("t", 0): 0}
 
 
 def test_a_server_that_knows_nothing_of_a_writer_takes_nothing(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 
 import connections
@@ -175,6 +176,16 @@ def test_while_a_cluster_fails_over(redis_cluster: redis_servers.ClusterServers)
             flow.flows()
     finally:
         redis_cluster.settle()
+
+
+def test_while_slots_move(redis_cluster: redis_servers.ClusterServers) -> None:
+    """From master to master under the readers: they are sent after them, and nothing is wrong, torn or missing."""
+    redis_cluster.flush()
+    with traffic(redis_cluster.url) as flow:
+        for code in CODES[:4]:
+            with redis_cluster.moving(key_slot(world.key_of(PAIRS, {"code": code, "who": "x"}))):
+                flow.flows()
+            flow.flows()
 
 
 def test_a_connection_that_the_server_closed_is_no_failure(redis_url: str, redis: Any) -> None:
