@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import ModuleType
@@ -65,12 +66,17 @@ def _source(module: ModuleType) -> str:
     return known[1]
 
 
+_PARSING: Final = threading.Lock()
+"""Python 3.11 fails where two threads make syntax trees ("AST constructor recursion depth mismatch")."""
+
+
 def source_hash(module_source: str, name: str) -> str:
     """Hash of a function's source and of every definition in its module that it reaches, in the order of the module.
 
     Comments outside those definitions, and other functions, do not change it. Imports that it uses do.
     """
-    statements = ast.parse(module_source).body
+    with _PARSING:
+        statements = ast.parse(module_source).body
     deciding: dict[str, list[int]] = {}
     for position, statement in enumerate(statements):
         for decided in _decided(statement):

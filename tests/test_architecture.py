@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 
 PURE_STDLIB = {
     "__future__", "abc", "ast", "bisect", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
-    "hashlib", "importlib", "inspect", "itertools", "json", "math", "operator", "struct", "types", "typing", "zlib",
+    "hashlib", "importlib", "inspect", "itertools", "json", "math", "operator", "struct", "threading", "types", "typing", "zlib",
 }  # fmt: skip
 """What tally may use of Python's library: no files, clocks, network, processes, chance or environment."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import inspect
 import math
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tally import functions
 from tally.columns import Column, column
 from tally.dtypes import Dtype
 from tally.errors import DataError, DefinitionError, DefinitionMismatchError
@@ -461,3 +466,23 @@ def test_a_udf_is_a_reference_with_a_hash() -> None:
     frame = pd.DataFrame({"x": [1.0], "n": [BIG]})
     for function in (udf["udf"], namespace["scaled"]):
         assert function(frame).to_dict("list") == {"y": [2.0], "m": [BIG + 1]}
+
+
+def test_threads_may_hash_at_the_same_time() -> None:
+    """Workers that start together load their functions together, and the interpreter makes one syntax tree at a time."""
+    source = inspect.getsource(functions)
+    expected = source_hash(source, "describe")
+    thresholds = gc.get_threshold()
+
+    def give_way(*_: object) -> None:
+        time.sleep(0)  # another thread runs while a tree is half made
+
+    gc.callbacks.append(give_way)
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            hashes = list(pool.map(lambda _: source_hash(source, "describe"), range(8)))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(give_way)
+    assert hashes == [expected] * 8
