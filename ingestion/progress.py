@@ -21,7 +21,7 @@ from redis.crc import key_slot
 
 from connections import Client, reaching
 from ingestion.redis_calls import Patience, call
-from tally.errors import NotReadyError
+from tally.errors import NotReadyError, UnavailableError
 from tally.layout import progress_key
 from tally.plan import View
 
@@ -162,7 +162,7 @@ def _on_each(
     writer: bytes,
 ) -> list[Any]:
     """Replies of a function that is called on every mark, with a field for each of `views` and `positions`."""
-    marks = _marks(redis, project)
+    marks = _reached(redis, project, patience)
     fields: list[Any] = []
     for view in views:
         for (topic, partition), offset in positions.items():
@@ -173,15 +173,36 @@ def _on_each(
     return call(redis, [("FCALL", function, 1, key, *fields, writer) for key in marks.values()], patience)
 
 
+def _reached(redis: Client, project: str, patience: Patience | None) -> dict[str, str]:
+    while True:
+        try:
+            with reaching(redis):
+                return _marks(redis, project)
+        except UnavailableError as error:
+            if patience is None:
+                raise
+            patience(error)
+
+
 def _fields(redis: Client, key: str) -> dict[str, int]:
     stored = cast(dict[bytes, bytes], redis.hgetall(key))
     return {field.decode(): int(offset) for field, offset in stored.items()}
 
 
 def _marks(redis: Client, project: str) -> dict[str, str]:
-    """Shard -> key of its mark. A primary's shard is the least number whose hash slot it has; a single server's is ``""``."""
+    """Shard -> key of its mark. A primary's shard is the least number whose hash slot it has; a single server's is ``""``.
+
+    Those that were marks before slots moved still are: their slots may move back.
+    """
     if not isinstance(redis, RedisCluster):
         return {"": progress_key(project)}
+    marks = _least(redis, project)
+    fields = {text for key in marks.values() for text in _fields(redis, key)}
+    before = {text.split(":")[1] for text in fields if text.startswith(f"{_SHARDS}:")}
+    return marks | {shard: progress_key(project, shard) for shard in before}
+
+
+def _least(redis: RedisCluster, project: str) -> dict[str, str]:
     owners = cast(Mapping[int, Sequence[Any]], redis.nodes_manager.slots_cache)
     without = {found[0].name for found in owners.values()}
     marks: dict[str, str] = {}

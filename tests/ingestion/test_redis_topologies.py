@@ -116,7 +116,7 @@ def quietly(ask: Callable[[], Any]) -> Any:
 def test_slots_move_under_a_running_worker(
     redis_on: Callable[[str], Client], servers: str, redis_cluster: redis_servers.ClusterServers
 ) -> None:
-    """From master to master, with the windows in them: each event counts once, and the worker goes on."""
+    """Those of windows and those of progress, from master to master: each event counts once, and the worker goes on."""
     client = redis_on("cluster")
     topic = make_topic(servers, client, latest_by_number())  # type: ignore[arg-type]
     topic.send(100)
@@ -127,7 +127,8 @@ def test_slots_move_under_a_running_worker(
 
     with working(topic) as worker:
         arrives()
-        for key in (prefix + b"a", prefix + b"b", prefix + b"c", prefix + b"a"):
+        marks = [key.encode() for key in _marks(client, topic.plan.project).values()]
+        for key in (prefix + b"a", *marks, prefix + b"b", *marks, prefix + b"c", *marks):
             with redis_cluster.moving(key_slot(key)):
                 topic.send(50)
                 arrives()
