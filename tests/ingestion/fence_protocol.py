@@ -250,11 +250,22 @@ class FenceProtocol(RuleBasedStateMachine):
             if data.draw(st.booleans(), label=f"{partition} moves"):
                 owner = data.draw(st.integers(0, len(self.workers) - 1), label=f"owner of {partition}")
                 behind = data.draw(st.integers(0, 3), label="its committed offset lies behind by")
-                for worker in self.workers:
-                    worker.lose(partition)
-                self.workers[owner].arriving[partition] = max(0, self.reached[partition] - behind)
-                if ("events", partition) not in progress(self.redis, PROJECT, WINDOWS):
-                    self.workers[owner].new.add(partition)
+                self._give(partition, self.workers[owner], behind)
+
+    @rule(data=st.data(), behind=st.integers(0, 3))
+    def give_back(self, data: st.DataObject, behind: int) -> None:
+        """A worker loses all partitions that it has begun, and gets them back before it looks."""
+        worker = data.draw(st.sampled_from(self.workers), label="worker")
+        for partition in list(worker.positions):
+            self._give(partition, worker, behind)
+
+    def _give(self, partition: int, owner: Worker, behind: int) -> None:
+        """Its committed offset lies `behind` by so many messages."""
+        for worker in self.workers:
+            worker.lose(partition)
+        owner.arriving[partition] = max(0, self.reached[partition] - behind)
+        if ("events", partition) not in progress(self.redis, PROJECT, WINDOWS):
+            owner.new.add(partition)
 
     @precondition(lambda self: len(self.workers) > 1)
     @rule(data=st.data())
