@@ -126,6 +126,7 @@ def events_of(
 def _number_entities(keys: Sequence[Column]) -> tuple[list[bytes], Integers]:
     """(the distinct entities' texts, position of each row's entity among them)."""
     number = np.zeros(len(keys[0]), np.int64)
+    count = min(len(number), 1)
     for key in keys:
         if key.values.dtype == object:
             seen: dict[Any, int] = {}
@@ -134,13 +135,28 @@ def _number_entities(keys: Sequence[Column]) -> tuple[list[bytes], Integers]:
             )
             distinct = len(seen)
         else:
-            values, codes = np.unique(key.values, return_inverse=True)
-            distinct = len(values)
-        number = number * distinct + codes
-        if len(keys) > 1:  # keeps the numbers small
-            number = np.unique(number, return_inverse=True)[1]
-    _, first, number = np.unique(number, return_index=True, return_inverse=True)
-    return entity_texts([key.take(first) for key in keys]), number
+            codes, distinct = _codes(key.values.astype(np.int64, copy=False))
+        if count > 1:  # keeps the numbers small
+            number, count = _codes(number * distinct + codes)
+        else:
+            number, count = codes, distinct
+    row = np.empty(count, np.int64)
+    row[number] = np.arange(len(number))
+    return entity_texts([key.take(row) for key in keys]), number
+
+
+def _codes(values: Integers) -> tuple[Integers, int]:
+    """(for each value how many distinct ones are below it, how many distinct ones there are); without sorting if close together."""
+    if len(values):
+        least, greatest = int(values.min()), int(values.max())
+        if greatest - least < len(values):
+            distance = values - least
+            present = np.zeros(greatest - least + 1, np.bool_)
+            present[distance] = True
+            below = np.cumsum(present) - 1
+            return below[distance], int(below[-1]) + 1
+    distinct, codes = np.unique(values, return_inverse=True)
+    return codes, len(distinct)
 
 
 def latest_rows(events: Events) -> tuple[list[bytes], list[bytes]]:
