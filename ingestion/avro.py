@@ -223,6 +223,8 @@ def _decoded(schema: _Schema, body: bytes) -> dict[str, Any] | str:
     buffer = BytesIO(body)
     try:
         record = fastavro.schemaless_reader(buffer, schema.parsed, None)
+    except EOFError:  # its own text names the buffer by an address, which is another one each time
+        return "not Avro of this schema: it ends before the record does"
     except _NOT_AVRO as error:
         return f"not Avro of this schema: {type(error).__name__}: {error}"[:200]
     left = len(body) - buffer.tell()

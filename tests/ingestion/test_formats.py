@@ -380,3 +380,19 @@ def test_a_message_type_survives_the_plan() -> None:
     assert isinstance(Everything(), Message)
     names = [wire.field.name for wire in protobuf.wires_of(protobuf.describe(Everything))]
     assert names == ["at", "who", "f64", "f32", "i64", "i32", "u32", "b", "y", "colour", "o64", "oi", "os"]
+
+
+def test_a_reason_is_the_same_each_time() -> None:
+    """It names no address in memory: dead letters of one fault are told by their text."""
+    record = {"at": 1, "who": "a", "i32": 1, "colour": "RED", "nested": None, "list": [], "either": 0, "f64": 1.5}
+    message: Any = Everything(who="a", f64=1.5, oi=7)
+    decoders: list[tuple[Any, bytes]] = [
+        (AvroDecoder(TEXT, None), encoded(record)),
+        (from_topic(source("protobuf", protobuf.describe(Everything)), None), message.SerializeToString()),
+    ]
+    for decode, value in decoders:
+        cut = [value[:length] for length in range(len(value))]
+        first, again = decode(cut)[2], decode(cut)[2]
+        assert first
+        assert first == again
+        assert not any("0x" in reason for reason in first.values())
