@@ -195,14 +195,16 @@ def _parquet(path: Path) -> Iterator[pa.Table]:
         found = ds.dataset(path, format="parquet", partitioning="hive")
         files = sorted(found.files)
         if not files:
-            raise DataError(f"There are no labels in the folder {path}: it holds no Parquet file.")
+            raise DataError(
+                f"There are no labels in the folder {path}: it holds no Parquet file; write some with to_parquet."
+            )
         _check_alike(found)
         ordered = ds.dataset(files, schema=found.schema, format="parquet", partitioning="hive")
         yield ordered.schema.empty_table()
         for batch in ordered.to_batches(batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1):
             yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError) as error:
-        detail = str(error).splitlines()[0]
+        detail = str(error).splitlines()[0].rsplit("': ", 1)[-1].rstrip(".")  # Arrow names the file, some times over
         raise DataError(
             f"The labels at {path} are not Parquet that can be read ({detail}); write them with to_parquet."
         ) from error
@@ -256,12 +258,14 @@ def _check_names(table: pa.Table, service: Service, timestamp: str, index: Seque
     missing = [field for field in needed if field.name not in names]
     if missing:
         wanted = ", ".join(dict.fromkeys(f"{field.name} ({field.dtype})" for field in needed))
-        hint = '; the column of instants can be named with timestamp="..."' if missing[-1].name == timestamp else ""
+        remedy = "add it, or rename the column that holds it"
+        if missing[0].name == timestamp:
+            remedy = 'name the column of instants with timestamp="..." (--timestamp)'
         if missing[0].name in index:
-            hint = "; it is in the frame's index: labels.reset_index() makes it a column"
+            remedy = "it is in the frame's index: labels.reset_index() makes it a column"
         raise DataError(
             f"The labels have no column {missing[0].name!r}. Service {service.name} needs {wanted}; "
-            f"the labels have {', '.join(names) or 'no columns'}{hint}."
+            f"the labels have {', '.join(names) or 'no columns'}; {remedy}."
         )
     features = {field.name for field in service.outputs}
     taken = [name for name in names if name in features]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer
 from deltalake import DeltaTable
+from distributed import Client, LocalCluster
 from redis import Redis
 
 from ingestion.offline import read_rows
@@ -25,7 +26,7 @@ from tests import oracle
 from tests.conformance.cases import DAY, FADING_TTL, Case, T, unanswerable
 from tests.conformance.conftest import Ask
 from tests.conformance.expected import DECIDED_BY, answer
-from tests.conformance.paths import label_frame, labels, of_table, open_store
+from tests.conformance.paths import entity_rows, label_frame, labels, of_table, open_store
 from tests.conformance.world import EVENTS, PROJECT, SERVICE, World, redis_url, stream
 from training import build_training_set
 
@@ -232,17 +233,35 @@ def _letters(world: World) -> Iterator[tuple[int, int, str, str]]:
 
 
 def test_sums_beyond_int64_are_refused_alike(world: World) -> None:
-    """A sum of integers that does not fit is an error that names the feature, offline and online."""
+    """A sum of integers that does not fit is an error that names the feature: offline, online, and of Feast's either side."""
     case: Case = unanswerable()
-    asked = dict(case.queries[0].asked)
-    one = labels(dataclasses.replace(world, queries=[(case.name, case.queries[0])]))
-    with (
-        world.client() as client,
-        pytest.raises(DataError, match=r"(i64|pair)_sum\w*: a sum of integers is outside int64"),
-    ):
-        client.get([asked], case.queries[0].as_of)
-    with pytest.raises(DataError, match=r"(i64|pair)_sum\w*: a sum of integers is outside int64"):
-        build_training_set(one, service=SERVICE, repo=world.repo, offline_uri=world.offline_uri)
+    query = case.queries[0]
+    alone = dataclasses.replace(world, queries=[(case.name, query)])
+
+    def from_client() -> None:
+        with world.client() as client:
+            client.get([dict(query.asked)], query.as_of)
+
+    def from_cluster() -> None:
+        with LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster, Client(cluster):
+            build_training_set(labels(alone), service=SERVICE, repo=world.repo, offline_uri=world.offline_uri)
+
+    def from_builder() -> None:
+        build_training_set(labels(alone), service=SERVICE, repo=world.repo, offline_uri=world.offline_uri)
+
+    def from_feast_offline() -> None:
+        with world.environment():
+            store = open_store(world)
+            store.get_historical_features(label_frame(alone), store.get_feature_service(SERVICE)).to_arrow()
+
+    def from_feast_online() -> None:
+        with world.environment():
+            store = open_store(world)
+            store.get_online_features(store.get_feature_service(SERVICE), entity_rows(alone))
+
+    for answer_of in (from_client, from_builder, from_cluster, from_feast_offline, from_feast_online):
+        with pytest.raises(DataError, match=r"(i64|pair)_sum\w*: a sum of integers is outside int64"):
+            answer_of()
 
 
 def test_feast_frames_keep_integers(world: World) -> None:

@@ -53,7 +53,7 @@ FLOATS = st.one_of(
 VALUES: dict[Dtype, st.SearchStrategy[Any]] = {
     "Float64": FLOATS,
     "Float32": st.floats(width=32),
-    "Int64": st.one_of(st.sampled_from([0, 1, 2**53 + 1, 2**60 + 1, 2**63 - 1, -(2**63)]), st.integers(-9, 9)),
+    "Int64": st.one_of(st.sampled_from([0, 1, 2**53 + 1, *[2**60 + 1, 2**63 - 1] * 2, -(2**63)]), st.integers(-9, 9)),
     "Int32": st.one_of(st.sampled_from([0, 2**31 - 1, -(2**31)]), st.integers(-9, 9)),
     "Bool": st.booleans(),
     "String": st.one_of(st.sampled_from([*TEXTS, "é" * 512, "é" * 512 + "a"]), st.text(max_size=3)),
@@ -204,6 +204,8 @@ CALLED: list[Called] = [
     for window in WINDOWS
     if _applies(function, dtype)
 ]
+SUMMED = [called for called in CALLED if called[2] in ("sum", "mean", "std", "var")]
+WHOLE = [called for called in CALLED if called[1] == "Int64"]
 
 
 @st.composite
@@ -213,7 +215,8 @@ def worlds(draw: st.DrawFn, *, online: bool = False, max_events: int = 10) -> Wo
     entities = draw(
         st.lists(st.tuples(*(st.sampled_from(KEY_VALUES[dtype]) for dtype in keys)), min_size=1, max_size=3, unique=True)
     )  # fmt: skip
-    windows = tuple(draw(st.lists(st.sampled_from(CALLED), min_size=1, max_size=5, unique=True)))
+    called = st.sampled_from(CALLED) | st.sampled_from(SUMMED) | st.sampled_from(WHOLE)
+    windows = tuple(draw(st.lists(called, min_size=1, max_size=5, unique=True)))
     fields = tuple(draw(st.lists(st.sampled_from(DTYPES), min_size=1, max_size=3, unique=True)))
     empty = World(keys, windows, fields, draw(st.sampled_from(TTLS)), (), ())
     anchors = st.sampled_from(
@@ -222,15 +225,22 @@ def worlds(draw: st.DrawFn, *, online: bool = False, max_events: int = 10) -> Wo
     near = st.builds(lambda anchor, off: anchor + off, anchors, st.sampled_from([0, 0, 1, -1, SECOND]))
     times = draw(st.lists(near, max_size=max_events))
     events = tuple(_event(draw, empty, entities, offset, at) for offset, at in enumerate(times))
-    edges = [at + step + off for at in times for step in STEPS for off in (0, 1, -1)]
-    asked = st.sampled_from(edges) | INSTANTS if edges else INSTANTS
     labels = []
     for entity in draw(st.lists(st.sampled_from(entities), min_size=1, max_size=4)):
-        as_of = draw(asked)
-        if online:
-            as_of = max([as_of, *(e.timestamp for e in events if _entity(empty, e) == entity)])
-        labels.append((entity, as_of))
+        own = [e.timestamp for e in events if _entity(empty, e) == entity]
+        as_of = draw(
+            st.sampled_from([edge for at in own for edge in _edges(empty, at)]) | INSTANTS if own else INSTANTS
+        )
+        labels.append((entity, max([as_of, *own]) if online else as_of))
     return World(keys, windows, fields, empty.ttl, events, tuple(labels))
+
+
+def _edges(world: World, at: int) -> list[int]:
+    """Around when an event of `at` begins and ceases to count: as it happens, as its time to live ends, as tails pass it."""
+    lasts = [WINDOWS[name] for *_, name in world.windows]
+    passed = [(at // window.hop + 1) * window.hop + window.length for window in lasts]
+    edges = [at, at + world.ttl, *(at + window.length for window in lasts), *passed]
+    return [edge + off for edge in edges for off in (0, 1, -1)]
 
 
 def _event(draw: st.DrawFn, world: World, entities: Sequence[tuple[Any, ...]], offset: int, at: int) -> Event:

@@ -17,6 +17,7 @@ import pytest
 from deltalake import DeltaTable
 
 from tally.errors import DataError, DefinitionMismatchError, TallyError
+from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Plan, hashed_service, hashed_view
 from tally.time import HOUR, MINUTE, from_datetime, to_datetime
 from tests.training import stores
@@ -96,6 +97,23 @@ def test_a_manifest_makes_the_same_file_again(place: Place) -> None:
     assert again.with_name("again.parquet.manifest.json").read_bytes() == place.manifest.read_bytes()
     now = build_training_set(place.labels, service=SERVICE, repo=place.repo, offline_uri=place.uri)
     assert not now.to_arrow().equals(pq.read_table(place.out))
+
+
+@pytest.mark.parametrize("evidence", [None, {"delays": {"fences": {"0": 1}}, "weather_now": None, "there": None}])
+def test_a_set_as_served_is_made_again(place: Place, evidence: Any) -> None:
+    """By arrival, or by the labels' evidence; from a version that was asked for, times in another column: byte for byte."""
+    labels = LABELS.rename(columns={"event_timestamp": "asked"}).assign(dest="LGA")
+    if evidence is not None:
+        labels[EVIDENCE_COLUMN] = json.dumps(evidence)
+    options: dict[str, Any] = {"visibility": "as_served", "timestamp": "asked", "offline_version": 0}
+    first = build_training_set(labels, service=SERVICE, repo=place.repo, offline_uri=place.uri, **options)
+    first.to_parquet(place.out)
+    place.again(labels).to_parquet(place.out.with_name("again.parquet"))
+    assert place.out.with_name("again.parquet").read_bytes() == place.out.read_bytes()
+    assert first.manifest["evidence"] == (evidence is not None)
+    assert (first.columns["delay_count_1h"].to_list(), first.columns["reading"].to_list()) == (
+        ([1, 1, 1, 0], [2, 2, 2, 2]) if evidence is None else ([1, 0, 0, 0], [None] * 4)
+    )
 
 
 def test_labels_may_have_moved(place: Place) -> None:

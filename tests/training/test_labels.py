@@ -51,8 +51,8 @@ def _half(good: Any, bad: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.drop(columns="carrier"), r"no column 'carrier'. Service delay needs carrier \(String\), .*; the labels have row, origin"),
-        (lambda f: f.drop(columns="event_timestamp"), r"no column 'event_timestamp'.* can be named with timestamp="),
+        (lambda f: f.drop(columns="carrier"), r"no column 'carrier'. Service delay needs carrier \(String\), .*; the labels have row, origin, .*; add it, or rename"),
+        (lambda f: f.drop(columns="event_timestamp"), r"no column 'event_timestamp'.*; name the column of instants with timestamp=.* \(--timestamp\)\."),
         (lambda f: f.set_index("carrier"), r"no column 'carrier'.*in the frame's index: labels\.reset_index\(\)"),
         (lambda f: dd.from_pandas(f.set_index("origin"), npartitions=2), r"no column 'origin'.*labels\.reset_index\(\)"),
         (lambda _: pd.DataFrame(), "no column 'carrier'.* the labels have no columns"),
@@ -178,8 +178,11 @@ def _unlike(folder: Path) -> Path:
     ("make", "message"),
     [
         (lambda folder: folder / "none.parquet", r"no labels at .*none\.parquet; give a Parquet file, or a folder"),
-        (lambda folder: folder, "no labels in the folder .*: it holds no Parquet file"),
-        (_csv, r"labels\.parquet are not Parquet that can be read"),
+        (lambda folder: folder, "no labels in the folder .*: it holds no Parquet file; write some with to_parquet"),
+        (
+            _csv,
+            r"labels\.parquet are not Parquet that can be read \(Parquet magic bytes [^:]*\); write them with to_parquet\.",
+        ),
         (_stray, "not Parquet that can be read"),
         (_cut, r"a\.parquet are not Parquet that can be read"),
         (_unlike, r"a\.parquet and .*b\.parquet do not have the same columns: only one of them has weight"),

@@ -17,12 +17,16 @@ from hypothesis import strategies as st
 
 from ingestion.offline import read_columns
 from tally.errors import DataError, UnavailableError
+from tally.time import HOUR, MINUTE
 from tests.training import stores
 from tests.training.stores import PLAN, SERVICE
 from tests.training.test_training_set import MESSAGES, READINGS, labels_frame
 from training import TrainingSet, build, memory, partitioned, spill, training_set
 from training import stores as chunks
+from training.asks import Questions
+from training.engine import pinned_versions
 from training.partitioned import Local
+from training.work import survey
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +178,21 @@ def test_only_what_a_service_asks_for_is_read(offline_uri: str, monkeypatch: pyt
     narrow = training_set(plan, frame, service=SERVICE, offline_uri=offline_uri)
     assert read == [["origin", "temp", "event_timestamp", "created"]]
     assert narrow.columns["temp"].to_list() == full.columns["temp"].to_list()
+
+
+def test_only_the_time_that_labels_can_touch_is_read(tmp_path: Path) -> None:
+    """Of files of an hour each, those before every window and time to live and those after the last label are left out."""
+    uri, start = str(tmp_path), READINGS[0].timestamp
+    for hour in range(24):
+        at = start + hour * HOUR
+        stores.land_weather(uri, [stores.weather("JFK", at, at, 1.0, hour, None)])
+        stores.land_departures(uri, [stores.departure("AA", at, 1.0, 0, hour, at)])
+    questions = Questions(PLAN, PLAN.service(SERVICE), "event_time")
+    versions = pinned_versions(PLAN, questions.service, uri, {})
+    work = survey(questions, uri, versions, start + 12 * HOUR, start + 13 * HOUR - 1)
+    assert {one.view.name: one.rows for one in work} == {"delays": 7, "weather_now": 7}  # of 6 o'clock up to that of 12
+    late = survey(questions, uri, versions, start + 12 * HOUR + 30 * MINUTE, start + 13 * HOUR)
+    assert {one.view.name: one.rows for one in late} == {"delays": 7, "weather_now": 7}  # of 7 o'clock up to that of 13
 
 
 def test_rows_that_tie_are_told_apart_by_all_their_columns(tmp_path: Path) -> None:

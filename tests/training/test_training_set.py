@@ -180,7 +180,7 @@ def client() -> Iterator[Client]:
 
 
 def test_a_cluster_gives_the_same_bits(build: Callable[..., TrainingSet], client: Client) -> None:
-    """A Dask cluster, given or active, divides the keys and changes nothing; progress is told to the end."""
+    """A Dask cluster, given or active, divides the keys and changes nothing, also of labels in a Dask frame; progress is told."""
     labels = labels_frame()
     told: list[tuple[int, int]] = []
     given = build(labels, visibility="as_served", client=client, progress=lambda *step: told.append(step))
@@ -193,6 +193,8 @@ def test_a_cluster_gives_the_same_bits(build: Callable[..., TrainingSet], client
     local = build(labels, visibility="as_served").to_arrow()
     assert given.to_arrow().equals(local)
     assert active.to_arrow().equals(local)
+    with client.as_current():
+        assert build(dd.from_pandas(labels, npartitions=3), visibility="as_served").to_arrow().equals(local)
 
 
 def test_a_cluster_keeps_to_the_memory_of_the_caller(client: Client, offline_uri: str) -> None:
