@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tally.plan import Field, Plan, Service, Source, View, ViewUse, hashed_service, hashed_view
-from tally.tiles import Aggregation
+from tally.plan import Field, Plan, Service, Source, ViewUse, hashed_service
 from tally.time import HOUR
 from tally.windows import window
 from tally_cli.app import run
+from tests.views import aggregation, latest_view, window_view
 
 CLEARED = (
     "REDIS_URL",
@@ -71,43 +71,9 @@ def small_plan() -> Plan:
     fare, temp = Field("fare", "Float64"), Field("temp", "Float64")
     rides = Source("rides", "RIDES", "", "", "event_timestamp", "", "rides", (city, at, fare))
     weather = Source("weather", "HOURLY_WEATHER", "", "", "event_timestamp", "", "", ())
-    total = Aggregation("fare_sum_1h", "fare", "Float64", "sum", window(HOUR, HOUR), "Float64")
-    by_city = hashed_view(
-        View(
-            name="rides_by_city",
-            kind="window",
-            source="rides",
-            keys=(city,),
-            fields=(Field("fare_sum_1h", "Float64"),),
-            columns=(city, at, fare),
-            timestamp="event_timestamp",
-            created="",
-            ttl=0,
-            online=True,
-            stream=True,
-            function=None,
-            aggregations=(total,),
-        ),
-        rides,
-    )
-    hourly = hashed_view(
-        View(
-            name="weather",
-            kind="latest",
-            source="weather",
-            keys=(city,),
-            fields=(temp,),
-            columns=(city, temp, at),
-            timestamp="event_timestamp",
-            created="",
-            ttl=3 * HOUR,
-            online=True,
-            stream=False,
-            function=None,
-            aggregations=(),
-        ),
-        weather,
-    )
+    total = aggregation("fare_sum_1h", fare, "sum", window(HOUR, HOUR))
+    by_city = window_view("rides_by_city", rides, [city], [total])
+    hourly = latest_view("weather", weather, [city], [temp], ttl=3 * HOUR)
     plan = Plan("taxi", (rides, weather), (by_city, hourly), (), ())
     uses = (
         ViewUse("rides_by_city", "rides_by_city", ("city",), (("fare_sum_1h", "fare_sum_1h"),)),

@@ -78,10 +78,9 @@ def check(world: World, answer: Callable[[], Answer], path: str) -> None:
 def _reached(world: World) -> Iterator[str]:
     """The edges of the laws that a world's labels stand on."""
     yield from (f"a key of {dtype}" for dtype in world.keys)
-    if world.overflows:
-        yield "a sum beyond int64"
+    names = [f"k{n}" for n in range(len(world.keys))]
     for entity, as_of in world.labels:
-        own = [e for e in world.events if [e.values[k.name] for k in world.plan.views[0].keys] == list(entity)]
+        own = [e for e in world.events if tuple(e.values[name] for name in names) == entity]
         seen = sorted((e for e in own if e.timestamp <= as_of), key=lambda e: (e.timestamp, e.a, e.b))
         if len(world.keys) > 1 and seen:
             yield "a composite key with rows"
@@ -98,13 +97,13 @@ def _reached(world: World) -> Iterator[str]:
         for name, _, _, window in world.windows:
             since = [e.timestamp - WINDOWS[window].lower(as_of) for e in seen]
             yield from (said for at, said in ((0, "a window's first instant"), (-1, "one before it")) if at in since)
-            values = [e.values[name] for e in seen]
+            values = [e.values[name] for e in own]
             if None in values and 2**60 + 1 in values:
                 yield "a null beside 2**60 + 1"
 
 
 EDGES = {f"a key of {dtype}" for dtype in KEYS} | {
-    "a sum beyond int64", "a composite key with rows", "an empty text as key", "an event of the very instant", "equal instants",
+    "a composite key with rows", "an empty text as key", "an event of the very instant", "equal instants",
     "an event before 1970", "a time to live at its edge", "a window's first instant", "one before it", "a null beside 2**60 + 1",
 }  # fmt: skip
 
@@ -113,7 +112,7 @@ def test_random_worlds_reach_the_edges() -> None:
     """Among worlds that are always the same ones, each edge is met: what follows tests more than the easy middle."""
     reached: set[str] = set()
 
-    @settings(max_examples=400, derandomize=True, database=None, phases=[Phase.generate])
+    @settings(max_examples=300, derandomize=True, database=None, phases=[Phase.generate])
     @given(worlds())
     def look(world: World) -> None:
         reached.update(_reached(world))

@@ -10,7 +10,7 @@ import numpy as np
 from redis import Redis
 
 from tally import tiles
-from tally.aggregates import EventOrder, output_dtype
+from tally.aggregates import FUNCTIONS, EventOrder
 from tally.columns import column
 from tally.dtypes import DTYPES, Dtype
 from tally.functions import describe
@@ -26,10 +26,9 @@ from tally.plan import (
     View,
     ViewUse,
     hashed_service,
-    hashed_view,
 )
-from tally.tiles import Aggregation
 from tally.windows import Window
+from tests.views import aggregation, latest_view, window_view
 
 PROJECT = "world"
 SECOND = 1_000_000
@@ -68,39 +67,23 @@ PLACE = _fields(place="String")
 EVERY = tuple(Field(f"v_{dtype}", dtype) for dtype in DTYPES)
 
 
-def _aggregations() -> tuple[Aggregation, ...]:
-    found = []
-    for dtype in DTYPES:
-        for function in ("count", "sum", "mean", "std", "var", "min", "max", "first", "last"):
-            if dtype not in NUMBERS and function in ("sum", "mean", "std", "var"):
-                continue
-            for label, window in (("short", SHORT), ("long", LONG)):
-                output = output_dtype(function, dtype)
-                found.append(Aggregation(f"{function}_{dtype}_{label}", f"v_{dtype}", dtype, function, window, output))
-    return tuple(found)
-
-
-def _view(**parts: Any) -> View:
-    source = STREAM if parts.get("stream") else SOURCE
-    defaults: dict[str, Any] = {
-        "kind": "latest", "source": source.name, "keys": PLACE, "timestamp": "at", "created": source.created, "ttl": 0,
-        "online": True, "stream": False, "function": None, "aggregations": (),
-    }  # fmt: skip
-    merged = {**defaults, **parts}
-    columns = (*merged["keys"], *merged["fields"], Field("at", "UnixTimestamp"))
-    return hashed_view(View(columns=columns, **merged), source)
-
-
-PLANES = _view(name="planes", fields=EVERY, ttl=TTL)
-PAIRS = _view(
-    name="pairs", fields=_fields(level="Int64", note="String"), keys=_fields(code="Int64", who="String"), stream=True
-)
-DELAYS = _view(
-    name="delays",
-    kind="window",
-    fields=tuple(Field(a.feature, a.output) for a in _aggregations()),
-    aggregations=_aggregations(),
-    stream=True,
+AT = _fields(at="UnixTimestamp")
+CODES = _fields(code="Int64", who="String")
+NOTES = _fields(level="Int64", note="String")
+PLANES = latest_view("planes", SOURCE, PLACE, EVERY, columns=(*PLACE, *EVERY, *AT), ttl=TTL)
+PAIRS = latest_view("pairs", STREAM, CODES, NOTES, columns=(*CODES, *NOTES, *AT))
+DELAYS = window_view(
+    "delays",
+    STREAM,
+    PLACE,
+    [
+        aggregation(f"{function}_{field.dtype}_{label}", field, function, window)
+        for field in EVERY
+        for function in FUNCTIONS
+        if field.dtype in NUMBERS or function not in ("sum", "mean", "std", "var")
+        for label, window in (("short", SHORT), ("long", LONG))
+    ],
+    columns=(*PLACE, *EVERY, *AT),
 )
 
 

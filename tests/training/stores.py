@@ -24,12 +24,11 @@ from tally.plan import (
     View,
     ViewUse,
     hashed_service,
-    hashed_view,
 )
-from tally.tiles import Aggregation
 from tally.time import HOUR, MINUTE
 from tally.windows import Window
 from tests.oracle import Event
+from tests.views import aggregation, latest_view, window_view
 
 SERVICE = "delay"
 MESSAGE = (Field("event_timestamp", "UnixTimestamp"), Field("carrier", "String"), Field("delay", "Float64"))
@@ -44,61 +43,21 @@ def against(mean: Any, temp: Any, limit: Any) -> dict[str, Any]:
 
 def weather_view() -> View:
     """The weather at an airport, for six hours."""
-    columns = (
-        Field("origin", "String"),
-        Field("temp", "Float64"),
-        Field("reading", "Int64"),
-        Field("sky", "String"),
-        Field("event_timestamp", "UnixTimestamp"),
-        Field("created", "UnixTimestamp"),
-    )
-    return hashed_view(
-        View(
-            name="weather_now",
-            kind="latest",
-            source="weather",
-            keys=columns[:1],
-            fields=columns[1:4],
-            columns=columns,
-            timestamp="event_timestamp",
-            created="created",
-            ttl=6 * HOUR,
-            online=True,
-            stream=False,
-            function=None,
-            aggregations=(),
-        ),
-        WEATHER,
-    )
+    fields = (Field("temp", "Float64"), Field("reading", "Int64"), Field("sky", "String"))
+    return latest_view("weather_now", WEATHER, [Field("origin", "String")], fields, ttl=6 * HOUR)
 
 
 def delays_view() -> View:
     """What a carrier's departures were like in the last hour and the last six."""
     hour, six = Window(HOUR, 5 * MINUTE), Window(6 * HOUR, 30 * MINUTE)
+    _, carrier, delay = MESSAGE
     aggregations = (
-        Aggregation("delay_count_1h", "delay", "Float64", "count", hour, "Int64"),
-        Aggregation("delay_mean_1h", "delay", "Float64", "mean", hour, "Float64"),
-        Aggregation("delay_std_6h", "delay", "Float64", "std", six, "Float64"),
-        Aggregation("delay_max_6h", "delay", "Float64", "max", six, "Float64"),
+        aggregation("delay_count_1h", delay, "count", hour),
+        aggregation("delay_mean_1h", delay, "mean", hour),
+        aggregation("delay_std_6h", delay, "std", six),
+        aggregation("delay_max_6h", delay, "max", six),
     )
-    return hashed_view(
-        View(
-            name="delays",
-            kind="window",
-            source="departures",
-            keys=MESSAGE[1:2],
-            fields=tuple(Field(a.feature, a.output) for a in aggregations),
-            columns=MESSAGE,
-            timestamp="event_timestamp",
-            created="",
-            ttl=0,
-            online=True,
-            stream=True,
-            function=None,
-            aggregations=aggregations,
-        ),
-        DEPARTURES,
-    )
+    return window_view("delays", DEPARTURES, [carrier], aggregations)
 
 
 def make_plan() -> Plan:

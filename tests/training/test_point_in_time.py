@@ -14,16 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestion.offline import Rows
-from tally.aggregates import output_dtype
 from tally.columns import Column, column
 from tally.dtypes import DTYPES, Dtype
 from tally.layout import row_check
-from tally.plan import Field, Source, View, hashed_view
-from tally.tiles import Aggregation
+from tally.plan import Field, Source, View
 from tally.time import DAY, HOUR, MINUTE, SECOND
 from tally.windows import Window
 from tests import oracle
 from tests.oracle import Event
+from tests.views import aggregation, latest_view, window_view
 from training.join import Ask, join
 from training.keys import partition_of
 
@@ -34,41 +33,24 @@ NUMBERS: tuple[Dtype, ...] = ("Float64", "Float32", "Int64", "Int32", "Bool")
 FUNCTIONS = ("count", "sum", "mean", "std", "var", "min", "max", "first", "last")
 
 
-def _aggregations() -> tuple[Aggregation, ...]:
-    return tuple(
-        Aggregation(
-            f"{function}_{dtype}_{number}", f"v_{dtype}", dtype, function, window, output_dtype(function, dtype)
-        )
-        for dtype in DTYPES
-        for function in FUNCTIONS
-        if dtype in NUMBERS or function not in ("sum", "mean", "std", "var")
-        for number, window in enumerate(WINDOWS)
-    )
-
-
-def _view(kind: Any, ttl: int = 0) -> View:
-    fields = tuple(Field(f"v_{dtype}", dtype) for dtype in DTYPES)
-    view = View(
-        name=kind,
-        kind=kind,
-        source="events",
-        keys=KEYS,
-        fields=fields,
-        columns=(*KEYS, *fields, Field("at", "UnixTimestamp")),
-        timestamp="at",
-        created="",
-        ttl=ttl,
-        online=True,
-        stream=True,
-        function=None,
-        aggregations=_aggregations() if kind == "window" else (),
-    )
-    return hashed_view(view, SOURCE)
-
-
-LATEST, WINDOWED = _view("latest"), _view("window")
+AT = Field("at", "UnixTimestamp")
+FIELDS = tuple(Field(f"v_{dtype}", dtype) for dtype in DTYPES)
 TTL = 90 * SECOND
-MORTAL = _view("latest", TTL)
+LATEST = latest_view("latest", SOURCE, KEYS, FIELDS)
+MORTAL = latest_view("latest", SOURCE, KEYS, FIELDS, ttl=TTL)
+WINDOWED = window_view(
+    "window",
+    SOURCE,
+    KEYS,
+    [
+        aggregation(f"{function}_{field.dtype}_{number}", field, function, window)
+        for field in FIELDS
+        for function in FUNCTIONS
+        if field.dtype in NUMBERS or function not in ("sum", "mean", "std", "var")
+        for number, window in enumerate(WINDOWS)
+    ],
+    columns=(*KEYS, *FIELDS, AT),
+)
 
 # Ends of windows, of tiles and of days, the epoch, before 1970, and one microsecond to either side of each.
 INSTANTS = st.builds(
