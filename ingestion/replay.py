@@ -13,6 +13,7 @@ of two replays at once the later one shuts the other out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -49,6 +50,7 @@ REPLAY_OF: Final = "tally-replay-of"
 """Header of a replayed message: where the original is."""
 _BATCH: Final = 1_000
 _SILENCE_SECONDS: Final = 30.0
+_PAUSE_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,7 @@ class Replayer:
 
     def __init__(self, config: Mapping[str, Any], project: str) -> None:
         self._config = config
+        self._last: dict[tuple[Any, ...], Any] = {}
         self._producer = Producer({**config, "transactional.id": f"tally-replay-{project}"})
         try:
             self._producer.init_transactions(_SILENCE_SECONDS)
@@ -239,7 +242,10 @@ class Replayer:
             raise _unavailable(config, error) from error
 
     def send(self, letters: Sequence[DeadLetter]) -> int:
-        """Send letters, each once; how many. Raises UnavailableError: then the letters that are still open were not sent."""
+        """Send letters, each once; how many. Whoever reads the topics from now on finds them.
+
+        Raises UnavailableError: then the letters that are still open were not sent.
+        """
         try:
             for start in range(0, len(letters), _BATCH):
                 self._producer.begin_transaction()
@@ -247,14 +253,35 @@ class Replayer:
                     self._produce(letter.topic, letter.value, letter.key, _headers(letter))
                     self._produce(letter.topic + SUFFIX, None, None, [(REPLAYED, letter.identity.encode())])
                 self._producer.commit_transaction(_SILENCE_SECONDS)
+            self._wait_until_read()
         except KafkaException as error:
             raise _unavailable(self._config, error) from error
         return len(letters)
 
+    def _wait_until_read(self) -> None:
+        """A commit is only a decision: brokers show the messages to readers once its marks are in every partition.
+
+        Waits no longer than `_SILENCE_SECONDS`, for somebody else's open transaction may hide ours.
+        """
+        consumer = Consumer({**self._config, "group.id": "tally-dead-letters"})
+        give_up = time.monotonic() + _SILENCE_SECONDS
+        try:
+            for place, last in self._last.items():
+                while consumer.get_watermark_offsets(TopicPartition(*place), timeout=KAFKA_SECONDS)[1] <= last:
+                    if time.monotonic() > give_up:
+                        return
+                    time.sleep(_PAUSE_SECONDS)
+        finally:
+            consumer.close()
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:  # otherwise the transaction fails, and says so
+            self._last[message.topic(), message.partition()] = message.offset()
+
     def _produce(self, topic: str, value: bytes | None, key: bytes | None, headers: Any) -> None:
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=headers)
+                self._producer.produce(topic, value, key, headers=headers, on_delivery=self._delivered)
                 return
             except BufferError:  # the queue is full: let some of it go
                 self._producer.poll(POLL_SECONDS)

@@ -33,11 +33,11 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from infra.local.ephemeral import watched
-from infra.local.process import free_port, kill
+from infra.local.process import free_port, free_ports, kill
 from infra.local.redis import server_binary
 from infra.local.service import Spawn
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 NODE_TIMEOUT_MS = 2000
 """How long a cluster's node, or a master with Sentinels, may be silent before a replica takes over."""
 SERVICE = "tally"
@@ -172,6 +172,11 @@ class ClusterServers:
         for node in self.nodes:
             eventually(lambda node=node: _is_settled(node, len(self.nodes)), f"cluster node {node.port}")  # type: ignore[misc]
 
+    def replicate(self) -> None:
+        """Wait until every replica has what its master has now."""
+        for master, *replicas in {owners[0].port: owners for _, _, owners in self._ranges()}.values():
+            _replicate(master, replicas)
+
     @contextmanager
     def moving(self, slot: int) -> Iterator[None]:
         """A slot on its way to the next master: all its keys are there, and the cluster does not know it until the end."""
@@ -206,6 +211,17 @@ class ClusterServers:
         raise AssertionError("no node of the cluster answers")
 
 
+def _replicate(master: Server, replicas: Sequence[Server]) -> None:
+    with master.client() as client:
+        written = client.info("replication")["master_repl_offset"]
+    for replica in replicas:
+        with replica.client() as client:
+            eventually(
+                lambda: client.info("replication")["slave_repl_offset"] >= written,
+                f"the replica at {replica.port}",
+            )
+
+
 def _is_settled(node: Server, count: int) -> bool:
     with node.client() as client:
         state: Any = client.execute_command("CLUSTER INFO")
@@ -221,15 +237,16 @@ def cluster(directory: Path, lines: Sequence[str] = ()) -> Iterator[ClusterServe
     """Three masters and a replica of each, with more lines of configuration. Takes a few seconds to form."""
     with watched() as spawn:
         nodes = []
-        for number in range(6):
+        found = free_ports(12)
+        for number, (port, bus) in enumerate(zip(found[:6], found[6:], strict=True)):
             own = (
                 "cluster-enabled yes",
-                f"cluster-port {free_port()}",
+                f"cluster-port {bus}",
                 f"cluster-node-timeout {NODE_TIMEOUT_MS}",
                 "cluster-announce-ip 127.0.0.1",
                 "cluster-replica-validity-factor 0",
             )
-            nodes.append(Server(free_port(), directory / str(number), [*_DATA, *own, *lines], spawn))
+            nodes.append(Server(port, directory / str(number), [*_DATA, *own, *lines], spawn))
         servers = ClusterServers(nodes)
         for node in nodes:
             node.wait()
@@ -286,6 +303,10 @@ class SentinelServers:
             client.flushall()
             client.function_flush()
 
+    def replicate(self) -> None:
+        """Wait until every replica has what the master has now."""
+        _replicate(self.master(), self.replicas())
+
     def settle(self) -> None:
         """Start servers that are gone, and wait until the master that every Sentinel names has two replicas."""
         for server in (*self.servers, *self.sentinels):
@@ -315,14 +336,15 @@ class SentinelServers:
 def sentinels(directory: Path, lines: Sequence[str] = ()) -> Iterator[SentinelServers]:
     """A master, two replicas and three Sentinels; `lines` go to the servers' configuration."""
     with watched() as spawn:
-        first = Server(free_port(), directory / "server-0", [*_DATA, *lines], spawn)
+        ports = free_ports(6)
+        first = Server(ports[0], directory / "server-0", [*_DATA, *lines], spawn)
         follow = f"replicaof 127.0.0.1 {first.port}"
         data = [
             first,
-            *(Server(free_port(), directory / f"server-{i}", [*_DATA, follow, *lines], spawn) for i in (1, 2)),
+            *(Server(ports[i], directory / f"server-{i}", [*_DATA, follow, *lines], spawn) for i in (1, 2)),
         ]
         # Sentinels and replicas find each other by messages that come every few seconds; here they know from the start.
-        places = {f"{number:040x}": free_port() for number in (1, 2, 3)}
+        places = {f"{number:040x}": ports[2 + number] for number in (1, 2, 3)}
         watchers = []
         for name, port in places.items():
             known = [f"sentinel known-replica {SERVICE} 127.0.0.1 {server.port}" for server in data[1:]]

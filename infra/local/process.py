@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -53,12 +54,18 @@ def python_module(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *arguments)
 
 
+def free_ports(count: int) -> list[int]:
+    """So many different TCP ports of 127.0.0.1 that nobody listens on at this moment."""
+    with ExitStack() as held:  # all at once, or the second might be the first again
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One of `free_ports`."""
+    return free_ports(1)[0]
 
 
 def is_taken(port: int) -> bool:
@@ -84,7 +91,7 @@ def accepts(port: int) -> bool:
 def start_on_free_ports(start: Callable[[list[int]], Service], count: int) -> Service:
     """Call `start` with `count` free ports; again with others when a stranger took one of them in between."""
     for attempt in range(_START_ATTEMPTS):
-        ports = [free_port() for _ in range(count)]
+        ports = free_ports(count)
         try:
             return start(ports)
         except ChildDiedError:
@@ -148,7 +155,7 @@ def stop(service: Service) -> bool:
         except psutil.TimeoutExpired:
             log.warning("%s (pid %d) did not end within %.0f s: killing it", service.part, service.pid, _GRACE_S)
             process.kill()
-            process.wait(_GRACE_S)
+            process.wait()
     except psutil.NoSuchProcess:
         return True
     return True

@@ -21,7 +21,7 @@ PART = "redis"
 VARIABLE = "REDIS_URL"
 
 _OLDEST_MAJOR = 7  # Redis functions, which keep the fences, came with 7.0
-_DEADLINE_S = 30.0
+_DEADLINE_S = 120.0
 
 
 def start(settings: Settings, spawn: Spawn) -> Service:

@@ -19,7 +19,7 @@ VARIABLE = "SNOWFLAKE_ACCOUNT"
 DATABASE = "TALLY"
 SCHEMA = "PUBLIC"
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 120.0
 _FIRST_UNUSABLE_CONNECTOR = 5  # its core is another programme, which fakesnow 0.12 cannot import
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaError
 from deltalake import DeltaTable
 from distributed import Client, LocalCluster
 from redis import Redis
@@ -217,13 +217,15 @@ def _letters(world: World) -> Iterator[tuple[int, int, str, str]]:
     consumer = Consumer({**world.settings.kafka_config(), **config})
     try:
         consumer.subscribe([f"{EVENTS}.dlq"])
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 120
         while True:
             assert time.monotonic() < give_up, "the dead-letter topic has no end"
             message = consumer.poll(0.1)
             if message is None:
                 continue
-            if message.error() is not None:
+            error = message.error()
+            if error is not None:
+                assert error.code() == KafkaError._PARTITION_EOF, error
                 return
             said = {name: (value or b"").decode() for name, value in message.headers()}
             assert said["tally-topic"] == EVENTS

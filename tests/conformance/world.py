@@ -253,10 +253,10 @@ def _serving(settings: Settings, repo: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=120)
 
 
-def wait_for(server: str, deadline_s: float = 60.0) -> None:
+def wait_for(server: str, deadline_s: float = 240.0) -> None:
     """Return when the server answers."""
     give_up = time.monotonic() + deadline_s
     while True:
@@ -274,7 +274,7 @@ def wait_for(server: str, deadline_s: float = 60.0) -> None:
 def _create_topics(settings: Settings) -> None:
     admin = AdminClient(settings.kafka_config())
     wanted = [NewTopic(topic, PARTITIONS, 1) for topic in LANDING]
-    for topic, created in admin.create_topics(wanted, request_timeout=5).items():
+    for topic, created in admin.create_topics(wanted, request_timeout=15).items():
         try:
             created.result(30)
         except KafkaException as error:
@@ -311,7 +311,7 @@ def _produce(settings: Settings, everything: Sequence[Case], wave: int, truth: T
         producer.produce(
             topic, VALUES[topic](message), partition=message.partition, on_delivery=delivered(topic, message)
         )
-    assert producer.flush(60) == 0
+    assert producer.flush(120) == 0
     assert not failures
 
 

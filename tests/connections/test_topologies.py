@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import connections
-from infra.local.process import free_port
+from infra.local.process import free_ports
 from tally.errors import StoredBytesError, UnavailableError
 from tests import redis_servers
 
@@ -149,7 +149,8 @@ def test_nobody_there(scheme: str) -> None:
 
 def test_a_cluster_that_misses_slots_is_down(tmp_path: Path) -> None:
     """A node that was never given slots answers, and serves nothing."""
-    with redis_servers.standalone(tmp_path, ["cluster-enabled yes", f"cluster-port {free_port()}"]) as lonely:
+    port, bus = free_ports(2)
+    with redis_servers.standalone(tmp_path, ["cluster-enabled yes", f"cluster-port {bus}"], port) as lonely:
         client = connections.open_client(lonely.url())
         with client, pytest.raises(connections.ClusterDownError, match="no node serves"), connections.reaching(client):
             client.get("a")

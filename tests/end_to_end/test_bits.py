@@ -119,7 +119,7 @@ def test_there_is_something_to_compare(built: TrainingSet, world: World) -> None
 
 def test_client_and_builder(world: World, asked: pd.DataFrame, expected: Bits) -> None:
     """FeatureClient answers from Redis with the bits that the builder finds in the offline store; nothing is ahead."""
-    with FeatureClient.connect(world.settings.redis_url, project=PROJECT, service=SERVICE) as client:
+    with FeatureClient.connect(world.settings.redis_url, project=PROJECT, service=SERVICE, timeout=60) as client:
         rows = client.get(requests(asked), instants(asked))
 
     assert of_columns(rows.columns) == expected
@@ -212,7 +212,7 @@ def test_feast_serve(world: World, asked: pd.DataFrame, expected: Bits) -> None:
 
 def post(world: World, path: str, body: Mapping[str, Any]) -> Any:
     """What `feast serve` answers, once it is there."""
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 240
     while True:
         try:
             urllib.request.urlopen(f"{world.server}/health", timeout=5).close()

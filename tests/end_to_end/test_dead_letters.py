@@ -16,7 +16,7 @@ def consumed(world: World, place: TopicPartition, last: int | None = None) -> li
     config = {"group.id": "end-to-end", "enable.auto.commit": False, "enable.partition.eof": True}
     consumer = Consumer({**world.settings.kafka_config(), **config})
     messages: list[Message] = []
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 120
     try:
         consumer.assign([place])
         while time.monotonic() < give_up:

@@ -24,7 +24,7 @@ def exported(world: World) -> dict[str, Path]:
         for name, path in paths.items()
     }
     for process in started.values():
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert f"{len(world.labels):,} rows" in out
     return paths

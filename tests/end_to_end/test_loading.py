@@ -65,7 +65,7 @@ def test_stream_until_end(world: World) -> None:
 
 def test_the_store_is_not_ahead_of_its_end(world: World) -> None:
     """A lookup as of the end sees all messages up to then, and says so where something later had arrived."""
-    with FeatureClient.connect(world.settings.redis_url, project=PROJECT, service=SERVICE) as client:
+    with FeatureClient.connect(world.settings.redis_url, project=PROJECT, service=SERVICE, timeout=60) as client:
         request = {
             "origin": "EWR",
             "carrier": "UA",

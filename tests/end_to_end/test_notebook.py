@@ -39,7 +39,7 @@ def executed(**variables: str) -> Any:
             patch.setenv(name, value)
         client = NotebookClient(
             notebook,
-            timeout=120,
+            timeout=600,
             kernel_manager_class=ThisPython,
             resources={"metadata": {"path": str(NOTEBOOK.parent)}},
         )

@@ -173,7 +173,7 @@ class World:
 
 def ended(process: subprocess.Popen[str]) -> Ended:
     """What a command printed, once it has ended."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return Ended(process.returncode, out, err)
 
 
@@ -216,7 +216,7 @@ def loaded(services: Settings, folder: Path) -> Iterator[World]:
     finally:
         for process in world.started.values():
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
 
 
 def _history(world: World, weather: pa.Table) -> Sender:

@@ -12,7 +12,7 @@ from subprocess import Popen
 
 from infra.local import kafka, kafka_jars
 from infra.local.ephemeral import watched
-from infra.local.process import free_port, kill, wait_until_ready
+from infra.local.process import free_ports, kill, wait_until_ready
 from infra.local.service import Service, Spawn
 from infra.settings import Settings
 from tests.faults.proxy import Proxy
@@ -57,7 +57,7 @@ class Broker:
 def broker(directory: Path, proxy: Proxy, lines: Sequence[str] = ()) -> Iterator[Broker]:
     """A broker that takes sessions as short as the tests want them, and forgets nothing; with more lines of configuration."""
     directory.mkdir(parents=True)
-    port, controller, behind_proxy = (free_port() for _ in range(3))
+    port, controller, behind_proxy = free_ports(3)
     proxy.target = behind_proxy
     lib, properties = Settings().kafka_lib, directory / "server.properties"
     kafka_jars.resolve(lib)

@@ -253,9 +253,7 @@ class Stage:
         """Swallow everything until somebody gives up and connects again."""
         proxy.fall_silent()
         heard = proxy.accepted
-        eventually(
-            lambda: sum(len(worker.text()) for worker in self.workers) > heard or self.is_drained(), "a complaint"
-        )
+        eventually(lambda: proxy.accepted > heard or self.is_drained(), "somebody to connect again")
         proxy.speak()
         self.note("silence")
 
@@ -354,7 +352,7 @@ class Stage:
         whos = sorted({who for view in ("cells", "last") for who in self.truth.kept.get(view, {})})
         rows = [{"who": who, "i": number % 19} for number, who in enumerate(whos)]
         newest = self.truth.newest()
-        with FeatureClient.connect(self.client_url, project=self.project, service="all") as client:
+        with FeatureClient.connect(self.client_url, project=self.project, service="all", timeout=60) as client:
             for as_of in (newest, newest + self.random.randrange(900 * SECOND)):
                 found = client.get(rows, as_of).to_dict()
                 for position, row in enumerate(rows):

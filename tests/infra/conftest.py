@@ -10,7 +10,7 @@ import pytest
 from infra.local import embedded
 from infra.settings import Settings
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 @pytest.fixture(scope="session")

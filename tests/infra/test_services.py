@@ -82,9 +82,9 @@ def test_a_taken_port_is_no_problem(settings: Settings, monkeypatch: pytest.Monk
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
-        free = process.free_port
-        offered = [stranger.getsockname()[1]]
-        monkeypatch.setattr(process, "free_port", lambda: offered.pop() if offered else free())
+        free = process.free_ports
+        offered = [[stranger.getsockname()[1]]]
+        monkeypatch.setattr(process, "free_ports", lambda count: offered.pop() if offered else free(count))
         assert _client(local.ensure(settings, "redis")).ping()
         assert not offered
 
@@ -137,7 +137,7 @@ def test_down_ends_every_process_and_up_brings_the_data_back(settings: Settings)
     if local.up(settings).implementations["kafka"].startswith("Apache"):
         consumer = Consumer(again.kafka_config() | {"group.id": "g"})
         consumer.assign([TopicPartition("kept", 0, 0)])
-        (message,) = consumer.consume(1, timeout=30)
+        (message,) = consumer.consume(1, timeout=120)
         assert (message.value(), message.timestamp()[1]) == (b"old", 1_357_000_000_000)
         consumer.close()
 

@@ -94,7 +94,7 @@ def run_until_found(spoilt: type[FenceProtocol]) -> None:
         spoilt,
         settings=settings(
             max_examples=1000, stateful_step_count=STEPS, derandomize=True, database=None, phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
 

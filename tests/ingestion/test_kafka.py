@@ -33,7 +33,7 @@ from tests.ingestion import plans, streams
 
 pytestmark = pytest.mark.apache_kafka  # topics of two partitions are created, offsets of groups are moved
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 _numbers = count()
 
 
@@ -180,7 +180,7 @@ def test_a_worker_killed_in_mid_run_leaves_nothing_lost_or_doubled(topic: Topic,
         eventually(lambda: any(progress(topic.redis, topic.plan.project, topic.view).values()))
         worker.kill()
     done = sum(progress(topic.redis, topic.plan.project, topic.view).values())
-    assert 0 < done < 20_000, "the worker was to be killed in mid-run"
+    assert 0 < done < 20_000
 
     summary = topic.run()
 
@@ -219,7 +219,7 @@ def test_a_worker_that_joins_takes_only_its_share(
         with ThreadPoolExecutor(1) as pool:
             second = pool.submit(kafka.run, topic.plan, None, topic.config, own, stop=stop, on_batch=seen.append)
             try:
-                eventually(lambda: caplog.text.count("reading events") == 2)
+                eventually(lambda: caplog.text.count("reading events") >= 2)
                 topic.send(10)
                 eventually(lambda: topic.stored() == topic.expected())
                 eventually(lambda: sum(progress.batch for progress in seen) == 5)

@@ -68,7 +68,7 @@ def test_a_new_definition_is_bootstrapped_while_the_old_one_serves(
     with streaming(old, "old") as worker:
         old.send(400)
         eventually(lambda: old.stored() == old.expected())
-        client = FeatureClient.connect(redis_url, project=old.plan.project, service="s")
+        client = FeatureClient.connect(redis_url, project=old.plan.project, service="s", timeout=60)
         landed = [
             stored.message(m.partition, m.offset, **(m.fields | {"at": to_datetime(m.fields["at"]).isoformat()}))
             for m in old.sent[:300]
@@ -89,7 +89,7 @@ def test_a_new_definition_is_bootstrapped_while_the_old_one_serves(
             old.send(100)
             eventually(lambda: new.stored() == new.expected() and old.stored() == old.expected())
         publish_plan(redis, new.plan)
-        with FeatureClient.connect(redis_url, project=new.plan.project, service="s") as switched:
+        with FeatureClient.connect(redis_url, project=new.plan.project, service="s", timeout=60) as switched:
             assert switched.plan.views[0].hash == new.view.hash
         client.close()
 

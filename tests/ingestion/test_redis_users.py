@@ -58,12 +58,14 @@ def test_users_with_the_least_rights_run_everything(urls: dict[str, str], server
         topic.run()
         assert topic.run().consumed == 0
 
-        with FeatureClient.connect(urls["serving"], project=topic.plan.project, service="all") as client:
+        with FeatureClient.connect(urls["serving"], project=topic.plan.project, service="all", timeout=60) as client:
             rows = client.get([{"i": 5}])
         assert rows.status["f"][0] == 0
 
         async def ask() -> int:
-            asking = await AsyncFeatureClient.connect(urls["serving"], project=topic.plan.project, service="all")
+            asking = await AsyncFeatureClient.connect(
+                urls["serving"], project=topic.plan.project, service="all", timeout=60
+            )
             answer = await asking.get([{"i": 5}])
             await asking.close()
             return int(answer.status["f"][0])
@@ -133,7 +135,7 @@ def test_the_same_rights_do_elsewhere(topology: str, request: pytest.FixtureRequ
         advance_progress(worker, "p", [view], {("t", 0): 7}, writer=name)
         assert progress(worker, "p", view) == {("t", 0): 7}
         mark_view(worker, "p", view, {})
-        with FeatureClient.connect(url.format("serving"), project="p", service="all") as client:
+        with FeatureClient.connect(url.format("serving"), project="p", service="all", timeout=60) as client:
             assert client.get([{"i": 5}]).columns["f"].to_list() == [0.5]
         with open_client(url.format("serving")) as serving, pytest.raises(RefusedError), reaching(serving):
             serving.set("p/anything", 1)

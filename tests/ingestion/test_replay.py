@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from redis import Redis
 
@@ -19,6 +19,7 @@ from infra.local import embedded
 from infra.repository import plan_path
 from infra.settings import Settings
 from ingestion import kafka
+from ingestion.dead_letters import SUFFIX
 from ingestion.decoding import schema_hash
 from ingestion.replay import REPLAY_OF, DeadLetter, Replayer, _messages, judge, read_letters
 from ingestion.report import Summary
@@ -177,6 +178,20 @@ def test_a_schema_that_is_registered_late(settings: Settings, redis: Redis) -> N
     Replayer(world.config, "p").send(letters)
 
     assert [c.applied for c in world.apply(writer_schema=known.get).views.values()] == [1, 1]
+
+
+def test_what_was_sent_can_be_read_at_once(world: World) -> None:
+    """Whoever asks as soon as a replay is done finds its messages and its notes, no matter how often."""
+    world.send(b"{oops")
+    world.apply()
+    letters, replayer = world.letters(), Replayer(world.config, "p")
+    reader = Consumer({**world.config, "group.id": "reader"})
+    places = [TopicPartition(world.source.topic + suffix, 0) for suffix in ("", SUFFIX)]
+    for number in range(1, 101):
+        assert replayer.send(letters) == 1
+        ends = [reader.get_watermark_offsets(place, timeout=60)[1] for place in places]
+        assert ends == [1 + 2 * number] * 2  # the letter or its message, and of each transaction a message and a mark
+    reader.close()
 
 
 def test_of_two_replays_at_once_one_sends(world: World) -> None:

@@ -18,7 +18,7 @@ import pytest
 from redis import Redis
 
 from connections import RefusedError
-from infra.local.process import free_port
+from infra.local.process import free_port, free_ports
 from infra.repository import plan_path
 from ingestion import kafka
 from ingestion.report import State
@@ -72,7 +72,7 @@ def test_redis_comes_after_the_worker(servers: str, redis: Redis, tmp_path: Path
     """It is alive and not ready until then, and says why; then it applies what there is, and SIGTERM ends it."""
     topic = make_topic(servers, redis)
     topic.send(20)
-    port, metrics = free_port(), free_port()
+    port, metrics = free_ports(2)
     with tally_stream(topic, tmp_path / "repo", f"redis://127.0.0.1:{port}", metrics) as process:
         eventually(lambda: f"127.0.0.1:{port}" in answers(metrics, "/ready")[1])
         assert answers(metrics, "/ready")[0] == 503
@@ -94,8 +94,8 @@ def test_redis_comes_after_the_worker(servers: str, redis: Redis, tmp_path: Path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_worker_that_waits(servers: str, redis: Redis, tmp_path: Path, number: signal.Signals) -> None:
     """Nothing was begun, so there is nothing to finish."""
-    topic, metrics = make_topic(servers, redis), free_port()
-    with tally_stream(topic, tmp_path / "repo", f"redis://127.0.0.1:{free_port()}", metrics) as process:
+    topic, (nobody, metrics) = make_topic(servers, redis), free_ports(2)
+    with tally_stream(topic, tmp_path / "repo", f"redis://127.0.0.1:{nobody}", metrics) as process:
         eventually(lambda: "REDIS_URL" in answers(metrics, "/ready")[1])
         process.send_signal(number)
         _, said = process.communicate(timeout=DEADLINE_S)

@@ -21,7 +21,7 @@ SERVE = """
 import asyncio, sys
 from importlib.util import find_spec
 from serving_client import AsyncFeatureClient, FeatureClient
-where = dict(project="world", service="plain")
+where = dict(project="world", service="plain", timeout=60)
 with FeatureClient.connect(sys.argv[1], **where) as client:
     answer = client.get([{"place": "JFK"}], 0)
 async def again():

@@ -386,7 +386,7 @@ def test_kafka_gets_one_message_a_row(redis_url: str) -> None:
     client = FeatureClient(Redis.from_url(redis_url), world.ONE, log=log)
     answer = client.get([ASKED] * 5, 0)
     eventually(lambda: sink._producer is not None, "the producer")
-    metadata = sink._producer.list_topics("served", timeout=10)
+    metadata = sink._producer.list_topics("served", timeout=60)
     (broker,) = metadata.brokers.values()
     consumer = Consumer({"bootstrap.servers": f"{broker.host}:{broker.port}", "group.id": "g"})
     consumer.assign([TopicPartition("served", partition, 0) for partition in metadata.topics["served"].partitions])

@@ -68,7 +68,7 @@ def test_parent_and_children_at_once(topology: str, request: pytest.FixtureReque
             found = client.get(rows, 50).to_dict()["v_Int64"]
             assert found == [numbers.get(row["place"]) for row in rows]
 
-    with FeatureClient.connect(url, **WHERE, timeout=10) as client, ThreadPoolExecutor(2) as pool:
+    with FeatureClient.connect(url, **WHERE, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         ask(client, 0)
         here = [pool.submit(ask, client, start) for start in (3, 17)]
         context = multiprocessing.get_context("fork")
@@ -107,7 +107,7 @@ def test_a_fork_while_locks_are_held(redis: Redis, redis_url: str, tmp_path: Pat
     cache = Cache(views=["planes"], entries=10, seconds=60)
     with (
         ServedLog(ParquetSink(tmp_path), seconds=60) as log,
-        FeatureClient.connect(redis_url, **WHERE, check_seconds=0, cache=cache, log=log) as client,
+        FeatureClient.connect(redis_url, **WHERE, timeout=60, check_seconds=0, cache=cache, log=log) as client,
     ):
         held, done = threading.Event(), threading.Event()
 
@@ -153,7 +153,7 @@ def test_a_child_notices_newer_plans(redis: Redis, redis_url: str) -> None:
     world.publish(redis)
     plan, pairs = changed(1)
     store(redis, pairs, 1)
-    with FeatureClient.connect(redis_url, project=PROJECT, service="small", check_seconds=0) as client:
+    with FeatureClient.connect(redis_url, project=PROJECT, service="small", timeout=60, check_seconds=0) as client:
         client.get([{"code": 1, "who": "x"}], 0)
         world.publish(redis, plan, plan.views)
 

@@ -66,7 +66,7 @@ def ask_async(url: str, requests: list[Any], as_of: int) -> list[FeatureRows]:
     """The asynchronous client's answers, asked for at once."""
 
     async def ask() -> list[FeatureRows]:
-        async with await AsyncFeatureClient.connect(url, project=PROJECT, service="everything") as client:
+        async with await AsyncFeatureClient.connect(url, project=PROJECT, service="everything", timeout=60) as client:
             return await asyncio.gather(*(client.get(rows, as_of) for rows in requests))
 
     return asyncio.run(ask())
@@ -75,7 +75,7 @@ def ask_async(url: str, requests: list[Any], as_of: int) -> list[FeatureRows]:
 def test_every_topology_gives_the_oracles_bits(url: str) -> None:
     """One row and many, sync and async: values, dtypes and statuses, whichever nodes the keys are on."""
     requests = [ROWS, *([row] for row in ROWS[:6])]
-    with FeatureClient.connect(url, project=PROJECT, service="everything", timeout=10) as client:
+    with FeatureClient.connect(url, project=PROJECT, service="everything", timeout=60) as client:
         answers = [client.get(rows, 50) for rows in requests]
     for rows, one, other in zip(requests, answers, ask_async(url, requests, 50), strict=True):
         for answer in (one, other):
@@ -85,7 +85,7 @@ def test_every_topology_gives_the_oracles_bits(url: str) -> None:
 def test_a_key_of_another_type_is_named(url: str) -> None:
     """A cluster's client says so at once; MGET calls it missing, so another is told by the look that follows."""
     key = world.key_of(PLANES, {**PLANE, "place": "place-1"})
-    with FeatureClient.connect(url, project=PROJECT, service="everything", check_seconds=0) as client:
+    with FeatureClient.connect(url, project=PROJECT, service="everything", timeout=60, check_seconds=0) as client:
         assert client.get([{**ASKED, "place": "place-1"}], 50).to_dict()["v_Int64"] == [None]
         write = writer(url, client)
         write.rpush(key, "x")
@@ -120,9 +120,9 @@ def test_slots_that_move(redis_cluster: redis_servers.ClusterServers, *, asynchr
     rows = [{**ASKED, "place": p} for p in PLACES[:8]]
     with asyncio.Runner() as runner:
         opened = (
-            runner.run(AsyncFeatureClient.connect(redis_cluster.url, project=PROJECT, service="everything"))
+            runner.run(AsyncFeatureClient.connect(redis_cluster.url, project=PROJECT, service="everything", timeout=60))
             if asynchronous
-            else FeatureClient.connect(redis_cluster.url, project=PROJECT, service="everything")
+            else FeatureClient.connect(redis_cluster.url, project=PROJECT, service="everything", timeout=60)
         )
 
         def check() -> None:
