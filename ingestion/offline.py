@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,10 @@ IDENTITY: Final = pa.schema(
 """Columns that say which event a landed row is, and when it came."""
 REJECTED: Final = pa.schema([*IDENTITY, pa.field("content", pa.binary()), pa.field("reason", pa.string())])
 METADATA_KEY: Final = "tally"
+_THREADS: Final = 4
+# delta-rs blocks a thread of its runtime while it waits for a batch, and what makes the batch may read and write tables too.
+# The runtime, made when the first table is used, has a thread for each core: on a machine with one core that would be for ever.
+os.environ.setdefault("TOKIO_WORKER_THREADS", str(max(_THREADS, os.cpu_count() or 1)))
 _WRITER: Final = "tally-ingest"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,28 @@ def halve_delays(dep_delay: Any) -> dict[str, Any]:
 def an_hour_later(event_timestamp: Any) -> dict[str, Any]:
     """An event function that moves the time."""
     return {"event_timestamp": event_timestamp + np.timedelta64(1, "h")}
+
+
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import pyarrow as pa
+from ingestion.offline import write_table
+schema = pa.schema([("a", pa.int64())])
+batch = pa.record_batch([[1]], schema)
+def batches():
+    yield batch
+    write_table(sys.argv[1], "inner", None, schema, [batch], overwrite=False, metadata={})
+write_table(sys.argv[1], "outer", None, schema, batches(), overwrite=False, metadata={})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot confine a process to a core")
+def test_what_makes_the_batches_may_write_a_table(tmp_path: Path) -> None:
+    """As an extraction does with what it rejects; also where there is one core, on which that once never ended."""
+    subprocess.run([sys.executable, "-c", ON_ONE_CORE, str(tmp_path)], check=True, timeout=300)
+    assert open_table(str(tmp_path), "inner") is not None
+    assert open_table(str(tmp_path), "outer") is not None
 
 
 def test_a_source_that_was_never_ingested(tmp_path: Path) -> None:
