@@ -281,7 +281,7 @@ def _conformed(field: Field, array: pa.Array, service: Service, before: int) -> 
         return conform(field.dtype, array, f"Label column {field.name}")
     except DataError as error:
         misfits = _misfits(field.dtype, array)
-        first = f", first {array[misfits[0]].as_py()!r} in row {before + misfits[0]}" if len(misfits) else ""
+        first = f", first {_shown(array[misfits[0]])} in row {before + misfits[0]}" if len(misfits) else ""
         raise DataError(
             f"Label column {field.name} holds {array.type} values that do not fit {field.dtype}, which service "
             f"{service.name} reads there, in {len(misfits):,} of {before + len(array):,} rows{first}; "
@@ -290,14 +290,25 @@ def _conformed(field: Field, array: pa.Array, service: Service, before: int) -> 
 
 
 def _misfits(dtype: Dtype, array: pa.Array) -> list[int]:
-    """The rows whose values `conform` refuses: some of a number's, all of another type's."""
+    """The rows whose values `conform` refuses: some of a number's or an instant's, all of another type's."""
     there = pc.is_valid(array)
-    is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
-    if is_number and dtype in ("Int64", "Int32"):
-        back = array.cast(TYPES[dtype], safe=False).cast(array.type, safe=False)
+    kind = array.type
+    if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and dtype in ("Int64", "Int32"):
+        back = array.cast(TYPES[dtype], safe=False).cast(kind, safe=False)
         there = pc.fill_null(pc.not_equal(back, array), False)
+        if pa.types.is_uint64(kind):  # whose upper half wraps there and back
+            there = pc.or_(there, pc.fill_null(pc.greater(array, pa.scalar(2**63 - 1, kind)), False))
+    elif pa.types.is_timestamp(kind) and dtype == "UnixTimestamp":
+        most = (2**63 - 1) // {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 1}[kind.unit]
+        ticks = array.cast(pa.int64())
+        there = pc.fill_null(pc.or_(pc.greater(ticks, most), pc.less(ticks, -most)), False)
     rows: list[int] = pc.indices_nonzero(there).to_pylist()
     return rows
+
+
+def _shown(item: pa.Scalar) -> str:
+    """A value as Python spells it; the number behind an instant that Python's datetimes do not reach."""
+    return str(item.value) if pa.types.is_timestamp(item.type) else repr(item.as_py())
 
 
 def _check_present(name: str, values: pa.Array, before: int) -> None:

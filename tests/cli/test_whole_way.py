@@ -64,7 +64,8 @@ def test_ingest_bootstrap_export(
     bootstrapped = tally("bootstrap", "--repo", repo)
     exported = tally("export", "fare", "--labels", tmp_path / "labels.parquet", "--out", out, "--repo", repo)
     repeated = tally(
-        "export", "--from-manifest", f"{out}.manifest.json", "--out", tmp_path / "2.parquet", "--repo", repo
+        *("export", "--from-manifest", f"{out}.manifest.json", "--out", tmp_path / "2.parquet", "--repo", repo),
+        *("--memory", "1GB"),
     )
     document = json.loads(Path(f"{out}.manifest.json").read_text())
     assert document.pop("export")["labels"] == str(tmp_path / "labels.parquet")

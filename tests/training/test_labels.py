@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tally.errors import DataError
+from tally.plan import Field
 from tally.time import from_datetime
 from tests.training.stores import PLAN, SERVICE
 from training.digests import TableDigest, table_digest
@@ -81,6 +83,25 @@ def test_numbers_that_do_not_fit_are_counted() -> None:
     with pytest.raises(DataError, match=r"in 20 of 40 rows, first 1\.5 in row 1; .*astype\(.Int64.\)"):
         read_labels(frame().assign(dest=_half(1.0, 1.5)), whole, "event_timestamp")
     assert read_labels(frame().assign(dest=2.0), whole, "event_timestamp").columns["dest"].to_list() == [2] * COUNT
+
+
+@pytest.mark.parametrize(
+    ("dtype", "array", "said"),
+    [
+        ("Int64", pa.array([1, None, 2**63, 2**64 - 1], pa.uint64()), "in 2 of 4 rows, first 9223372036854775808 in row 2"),
+        ("Int64", pa.array([1.0, None, 2.0**63, -(2.0**64), float("inf")]), r"in 3 of 5 rows, first 9\.22.* in row 2"),
+        ("Int32", pa.array([1, 2**32 + 5, -(2**31) - 1]), "in 2 of 3 rows, first 4294967301 in row 1"),
+        ("UnixTimestamp", pa.array([1, None, 2**62, -(2**62)], pa.timestamp("s")), "in 2 of 4 rows, first 4611686018427387904 in row 2"),
+        ("UnixTimestamp", pa.array([2**60], pa.timestamp("ms", "UTC")), "in 1 of 1 rows, first 1152921504606846976 in row 0"),
+    ],
+)  # fmt: skip
+def test_numbers_and_times_beyond_a_dtype_are_counted(dtype: Any, array: pa.Array, said: str) -> None:
+    """Of unsigned integers, floats, wide integers and coarse times only those are counted that the dtype cannot hold."""
+    service = PLAN.service(SERVICE)
+    asked = dataclasses.replace(service, keys=(), request=(Field("held", dtype),))
+    labels = pa.table({"held": array, "event_timestamp": pa.array([AT] * len(array), pa.timestamp("us", "UTC"))})
+    with pytest.raises(DataError, match=f"Label column held holds .* that do not fit {dtype}, .* {said}; convert it"):
+        read_labels(labels, asked, "event_timestamp")
 
 
 @pytest.mark.parametrize(
