@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from serving_client.cache import Cache, Looked, fresh
 from serving_client.commands import Values
 from serving_client.definition import MOST_CHECKED, InUse
+from serving_client.few_rows import FewRequest
 from serving_client.lookup import Lookup, Request
 from serving_client.marks import Fallback, default_columns, marked, marks_of_uses
 from serving_client.metrics import Metrics
-from serving_client.one_row import OneRequest
 from serving_client.rows import FeatureRows
 from serving_client.served_log import ServedLog
 from serving_client.status import Status
@@ -49,7 +49,7 @@ class Question:
     """A request on its way through the optional things. `asked` are the keys to read; `found` what the cache had."""
 
     in_use: InUse
-    request: Request | OneRequest
+    request: Request | FewRequest
     moments: NDArray[np.int64] | None
     found: Looked | None
     asked: Sequence[bytes]

@@ -18,11 +18,11 @@ from serving_client.answering import Answering, Extras, moments, now
 from serving_client.cache import Cache
 from serving_client.commands import Values
 from serving_client.definition import Said, first, renewed
+from serving_client.few_rows import FewRequest
 from serving_client.forks import renew_after_fork
 from serving_client.lookup import Request
 from serving_client.marks import Fallback
 from serving_client.metrics import Metrics
-from serving_client.one_row import OneRequest
 from serving_client.reads import Reads, may_pass, pauses, reads_of, require_bytes
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
@@ -233,7 +233,7 @@ class _Reopening:
     def __init__(self, opened: Callable[[], Reads]) -> None:
         self._opened = opened
 
-    def request(self, request: Request | OneRequest) -> Values:
+    def request(self, request: Request | FewRequest) -> Values:
         return self._opened().request(request)
 
     def keys(self, keys: Sequence[bytes]) -> Values:

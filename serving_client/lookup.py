@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving_client.commands import Keys
-from serving_client.one_row import Call, OneRequest, OneRowLookup
+from serving_client.few_rows import FEW, Call, FewRequest, FewRowsLookup
 from serving_client.request import Rows, columns_of, require_keys
 from serving_client.rows import FeatureRows, Read
 from serving_client.status import Status
@@ -82,7 +82,7 @@ class Lookup:
         ]
         self._windowed = [position for position, use in enumerate(self._uses) if use.view.kind == "window"]
         self._windows = Windows([(use.view.tile_layout, use.wanted) for use in self._uses if use.view.kind == "window"])
-        self._one_row = OneRowLookup(plan, self._calls)
+        self._few_rows = FewRowsLookup(plan, self._calls)
 
     def _call(self, use: FunctionUse) -> Call:
         definition = self.plan.function(use.function)
@@ -96,11 +96,10 @@ class Lookup:
         wanted = tuple(dict.fromkeys([feature for feature, _ in use.features] + read))
         return _Use(use, view, self._views.index(view), wanted)
 
-    def request(self, rows: Rows) -> Request | OneRequest:
+    def request(self, rows: Rows) -> Request | FewRequest:
         """The keys that `rows` need. Raises DataError, naming column and row, for what is missing, null or mistyped."""
-        if type(rows) is list and len(rows) == 1:
-            return self._one_row.request(rows[0]) or self._request(rows)
-        return self._request(rows)
+        few = self._few_rows.request(rows) if type(rows) is list and 0 < len(rows) <= FEW else None
+        return self._request(rows) if few is None else few
 
     def _request(self, rows: Rows) -> Request:
         count, columns = columns_of(rows, self._fields)
@@ -126,21 +125,23 @@ class Lookup:
         return Request(count, columns, Keys(keys), blocks, positions)
 
     def decode(
-        self, request: Request | OneRequest, values: Sequence[bytes | None], as_of: Instants | int
+        self, request: Request | FewRequest, values: Sequence[bytes | None], as_of: Instants | int
     ) -> FeatureRows:
         """The answer, from the `values` of `request.keys` and an instant (µs) for all rows or for each (int64).
 
         Raises StoredBytesError or DefinitionMismatchError, naming the key, for bytes that this plan cannot read.
         """
-        if isinstance(request, OneRequest):
-            moment = as_of if isinstance(as_of, int) else int(as_of[0])
-            answer = self._one_row.decode(request, values, moment)
-            return self._decode(self._general(request), values, as_of) if answer is None else answer
+        if isinstance(request, FewRequest):
+            moments = [as_of] * request.count if isinstance(as_of, int) else as_of.tolist()
+            answer = self._few_rows.decode(request, values, moments)
+            return self._in_general(request, values, as_of) if answer is None else answer
         return self._decode(request, values, as_of) if request.count else self._empty()
 
-    def _general(self, request: OneRequest) -> Request:
+    def _in_general(self, few: FewRequest, values: Sequence[bytes | None], as_of: Instants | int) -> FeatureRows:
         names = [field.name for field in self._fields]
-        return self._request([dict(zip(names, request.values, strict=True))])
+        request = self._request([dict(zip(names, row, strict=True)) for row in few.values])
+        by_key = dict(zip(few.keys, values, strict=True))
+        return self._decode(request, [by_key[key] for key in request.keys], as_of)
 
     def _decode(self, request: Request, values: Sequence[bytes | None], moments: Instants | int) -> FeatureRows:
         as_of = np.full(request.count, moments, np.int64) if isinstance(moments, int) else moments

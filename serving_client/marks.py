@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving_client.few_rows import FewRequest
 from serving_client.lookup import Request
-from serving_client.one_row import OneRequest
 from serving_client.rows import FeatureRows
 from serving_client.status import Status
 from tally.columns import Column, canonical, column
@@ -41,10 +41,10 @@ def default_columns(service: Service, defaults: Mapping[str, Any]) -> dict[str, 
     return {name: column(dtypes[name], [value], f"The default of {name}") for name, value in defaults.items()}
 
 
-def marks_of_uses(service: Service, request: Request | OneRequest, marks: Marks) -> list[Marks]:
+def marks_of_uses(service: Service, request: Request | FewRequest, marks: Marks) -> list[Marks]:
     """For each use of a view, the mark of each row's key, from the marks of `request.keys`."""
-    if isinstance(request, OneRequest):
-        return [marks[[slot]] for slot in request.slots]
+    if isinstance(request, FewRequest):
+        return [marks[slots] for slots in request.slots]
     views = list(dict.fromkeys(use.view for use in service.views))
     found = []
     for use, positions in zip(service.views, request.positions, strict=True):

@@ -12,8 +12,8 @@ from redis.asyncio import RedisCluster as AsyncRedisCluster
 from connections import AsyncClient, Client
 from serving_client.cluster import AsyncClusterReads, ClusterReads
 from serving_client.commands import Values, mget
+from serving_client.few_rows import FewRequest
 from serving_client.lookup import Request
-from serving_client.one_row import OneRequest
 from serving_client.wire import AsyncWire, Wire
 from tally.errors import DataError
 
@@ -54,7 +54,7 @@ def require_bytes(redis: Any) -> None:
 class Reads(Protocol):
     """One round trip to each server. Raises as redis-py does."""
 
-    def request(self, request: Request | OneRequest) -> Values:
+    def request(self, request: Request | FewRequest) -> Values:
         """The values of the request's keys."""
 
     def keys(self, keys: Sequence[bytes]) -> Values:
@@ -64,7 +64,7 @@ class Reads(Protocol):
 class AsyncReads(Protocol):
     """`Reads` for asyncio."""
 
-    async def request(self, request: Request | OneRequest) -> Values:
+    async def request(self, request: Request | FewRequest) -> Values:
         """As `Reads.request`."""
 
     async def keys(self, keys: Sequence[bytes]) -> Values:
@@ -88,7 +88,7 @@ class _OnServer:
     def __init__(self, redis: Redis) -> None:
         self._wire = Wire(redis)
 
-    def request(self, request: Request | OneRequest) -> Values:
+    def request(self, request: Request | FewRequest) -> Values:
         return self._wire.read(request.command())
 
     def keys(self, keys: Sequence[bytes]) -> Values:
@@ -99,7 +99,7 @@ class _OnCluster:
     def __init__(self, redis: RedisCluster) -> None:
         self._cluster = ClusterReads(redis)
 
-    def request(self, request: Request | OneRequest) -> Values:
+    def request(self, request: Request | FewRequest) -> Values:
         return self._cluster.read(request.keys)
 
     def keys(self, keys: Sequence[bytes]) -> Values:
@@ -110,7 +110,7 @@ class _OnServerAsync:
     def __init__(self, redis: Any) -> None:
         self._wire = AsyncWire(redis)
 
-    async def request(self, request: Request | OneRequest) -> Values:
+    async def request(self, request: Request | FewRequest) -> Values:
         return await self._wire.read(request.command())
 
     async def keys(self, keys: Sequence[bytes]) -> Values:
@@ -124,7 +124,7 @@ class _OnClusterAsync:
     def __init__(self, redis: AsyncRedisCluster) -> None:
         self._cluster = AsyncClusterReads(redis)
 
-    async def request(self, request: Request | OneRequest) -> Values:
+    async def request(self, request: Request | FewRequest) -> Values:
         return await self._cluster.read(request.keys)
 
     async def keys(self, keys: Sequence[bytes]) -> Values:

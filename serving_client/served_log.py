@@ -27,9 +27,9 @@ from typing import Any, Final, Protocol, Self
 
 import numpy as np
 
+from serving_client.few_rows import FewRequest, column_of
 from serving_client.forks import renew_after_fork
 from serving_client.lookup import Request
-from serving_client.one_row import OneRequest, one
 from serving_client.rows import FeatureRows
 from serving_client.status import Status
 from tally.columns import Column, column, concatenate
@@ -120,7 +120,7 @@ class ServedLog:
         self._begin()
         self._sink.after_fork()
 
-    def offer(self, service: Service, request: Request | OneRequest, rows: FeatureRows) -> None:
+    def offer(self, service: Service, request: Request | FewRequest, rows: FeatureRows) -> None:
         """Log an answer, if it is in the sample and there is room."""
         if self.sample < 1.0 and self._random.random() >= self.sample:
             return
@@ -200,11 +200,12 @@ class ServedLog:
         self.close()
 
 
-def _asked(service: Service, request: Request | OneRequest) -> dict[str, Column]:
+def _asked(service: Service, request: Request | FewRequest) -> dict[str, Column]:
     """The request's columns. Arrays that the caller may change later are copied."""
     fields = (*service.keys, *service.request)
-    if isinstance(request, OneRequest):
-        return {f.name: one(f.dtype, value) for f, value in zip(fields, request.values, strict=True)}
+    if isinstance(request, FewRequest):
+        together = zip(fields, zip(*request.values, strict=True), strict=True)
+        return {f.name: column_of(f.dtype, items) for f, items in together}
     found = {f.name: request.columns[f.name] for f in fields}
     return {name: Column(c.dtype, c.values.copy(), c.valid.copy()) for name, c in found.items()}
 

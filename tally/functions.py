@@ -158,46 +158,53 @@ def _promised(function: Transformation, promised: Field, returned: Mapping[str, 
     return _returned(function, promised.name, promised.dtype, returned[promised.name], count)
 
 
-def run_on_one(
-    function: Transformation, inputs: Iterable[tuple[str, Dtype, Any]], outputs: Iterable[Field]
-) -> list[Any]:
-    """As `run`, on one row: a value for each of `outputs` from (parameter, dtype, value) of each input, None being null.
+def run_on_few(
+    function: Transformation, inputs: Iterable[tuple[str, Dtype, list[Any]]], outputs: Iterable[Field], count: int
+) -> list[list[Any]]:
+    """As `run`, in lists: for each of `outputs` a value for each row, from (parameter, dtype, values) of each input.
 
-    Timestamps are int µs. Warnings of NumPy are for the caller to silence (``numpy.errstate(all="ignore")``), once for all
-    functions of a row. Columns would cost more than most functions do.
+    None is null, timestamps are int µs. Warnings of NumPy are for the caller to silence (``numpy.errstate(all="ignore")``),
+    once for all functions. Columns would cost more than most functions do.
     """
-    returned = function(**{name: _array_of_one(dtype, item) for name, dtype, item in inputs})
+    returned = function(**{name: _array_of(dtype, items) for name, dtype, items in inputs})
     if type(returned) is not dict:
         _require_mapping(function, returned)
-    values = []
+    made = []
     for promised in outputs:
         array = returned.get(promised.name)
-        if type(array) is np.ndarray and array.shape == (1,) and array.dtype == _SCALAR[promised.dtype]:
-            item = array.item()
-            values.append(None if item != item else item)  # noqa: PLR0124 NaN is null
+        if type(array) is np.ndarray and array.shape == (count,) and array.dtype == _SCALAR[promised.dtype]:
+            items = array.tolist()
+            if promised.dtype in FLOATS:
+                items = [None if item != item else item for item in items]  # noqa: PLR0124 NaN is null
+            made.append(items)
         else:
-            result = _promised(function, promised, returned, 1)
-            values.append(result.values.tolist()[0] if result.valid[0] else None)
-    return values
+            found = _promised(function, promised, returned, count)
+            pairs = zip(found.values.tolist(), found.valid.tolist(), strict=True)
+            made.append([item if there else None for item, there in pairs])
+    return made
 
 
 _NO_SCALAR: Final = np.dtype("V1")
 _SCALAR: Final = {d: STORAGE[d] if d in FLOATS or d in INTEGERS else _NO_SCALAR for d in DTYPES}
 """Arrays of which dtype hold an output as it is, but for NaN."""
-_NAT: Final = np.datetime64("NaT", "us")
+_USER: Final = STORAGE | {"UnixTimestamp": np.dtype("datetime64[us]")}
+_NULL: Final[dict[Dtype, Any]] = {"Float64": np.nan, "Float32": np.nan, "UnixTimestamp": np.datetime64("NaT", "us")}
+"""What stands for a null in an array that a function gets, where it is no mask."""
 
 
-def _array_of_one(dtype: Dtype, item: Any) -> Any:
-    """As `Column.to_user` of a column of one value."""
-    if dtype in FLOATS:
-        return np.array([np.nan if item is None else item], STORAGE[dtype])
-    if dtype == "UnixTimestamp":
-        return np.array([_NAT if item is None else item], "datetime64[us]")
+def _array_of(dtype: Dtype, items: list[Any]) -> Any:
+    """As `Column.to_user` of a column of these values."""
+    if dtype in _NULL:
+        return np.array(items if None not in items else _filled(items, _NULL[dtype]), _USER[dtype])
     if dtype in VARIABLE_WIDTH:
-        values = np.empty(1, object)
-        values[0] = item
+        values = np.empty(len(items), object)
+        values[:] = items
         return values
-    return np.ma.MaskedArray(np.array([item or 0], STORAGE[dtype]), np.array([item is None]))
+    return np.ma.MaskedArray(np.array(_filled(items, 0), _USER[dtype]), np.array([item is None for item in items]))
+
+
+def _filled(items: list[Any], null: Any) -> list[Any]:
+    return [null if item is None else item for item in items]
 
 
 def run_on_events(function: Transformation | None, columns: Mapping[str, Column], count: int) -> dict[str, Column]:

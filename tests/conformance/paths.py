@@ -24,6 +24,7 @@ from redis.asyncio import Redis as AsyncRedis
 from connections import open_client
 from ingestion.redis_store import publish_plan
 from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows, Status
+from serving_client.few_rows import FEW
 from tally.layout import views_key
 from tally.time import from_datetime, to_datetime
 from tests import redis_servers
@@ -128,6 +129,14 @@ def _sync(database: int) -> Callable[[World], Answered]:
 def _sync_one_by_one(world: World) -> Answered:
     with world.client() as client:
         return _of_rows(world, [client.get([dict(query.asked)], query.as_of) for _, query in world.queries])
+
+
+def _sync_few(world: World) -> Answered:
+    """As many at a time as are looked up in scalars."""
+    positions = range(len(world.queries))
+    with world.client() as client:
+        some = [positions[start : start + FEW] for start in positions[::FEW]]
+        return _of_rows(world, [client.get(*_asked(world, few)) for few in some])
 
 
 def _shares(world: World) -> list[list[int]]:
@@ -399,6 +408,7 @@ PATHS = (
     AnsweringPath("offline-cluster", _offline_cluster, online=False),
     AnsweringPath("client", _sync(0), online=True),
     AnsweringPath("client-one-by-one", _sync_one_by_one, online=True),
+    AnsweringPath("client-few", _sync_few, online=True),
     AnsweringPath("client-async", _async, online=True),
     AnsweringPath("client-bootstrapped", _sync(1), online=True),
     AnsweringPath("client-threads", _threads, online=True),

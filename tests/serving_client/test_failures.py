@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from serving_client import AsyncFeatureClient, FeatureClient
+from serving_client.few_rows import FEW
 from tally.errors import (
     DataError,
     DefinitionMismatchError,
@@ -25,6 +26,8 @@ from tally.plan import Function
 from tests.serving_client import world
 from tests.serving_client.test_rules import ASKED, EVENT, PLANE
 from tests.serving_client.world import DELAYS, PAIRS, PLANES, PROJECT
+
+OTHER = {**ASKED, "place": "EWR"}
 
 
 def connect(url: str, service: str = "everything") -> FeatureClient:
@@ -98,7 +101,7 @@ def test_redis_that_is_not_there() -> None:
         connect(f"redis://joe:sesame@{where}/0")
     assert "sesame" not in str(raised.value)
     client = FeatureClient(Redis.from_url(f"redis://{where}"), world.ONE)
-    for rows in ([ASKED], [ASKED] * 2):
+    for rows in ([ASKED], [ASKED] * 2, [ASKED] * (FEW + 1)):
         with pytest.raises(UnavailableError, match=where):
             client.get(rows)
 
@@ -167,7 +170,7 @@ def test_damaged_bytes(redis: Redis, view: Any, damage: Any) -> None:
     assert isinstance(value, bytes)
     redis.set(key, damage(value))
     client = FeatureClient(redis, world.ONE)
-    for rows in ([ASKED], [{**ASKED, "place": "EWR"}, ASKED]):
+    for rows in ([ASKED], [OTHER, ASKED], [OTHER] * FEW + [ASKED]):
         with pytest.raises(StoredBytesError, match="JFK"):
             client.get(rows, 0)
 
@@ -179,7 +182,7 @@ def test_text_that_is_not_utf8(redis: Redis) -> None:
     assert isinstance(value, bytes)
     redis.set(key, value.replace(b"text", b"\xff\xff\xff\xff"))
     client = FeatureClient(redis, world.ONE)
-    for rows in ([ASKED], [{**ASKED, "place": "EWR"}, ASKED]):
+    for rows in ([ASKED], [OTHER, ASKED], [OTHER] * FEW + [ASKED]):
         with pytest.raises(StoredBytesError, match=r"JFK.*UTF-8"):
             client.get(rows, 0)
 
@@ -190,7 +193,7 @@ def test_bytes_of_another_definition(redis: Redis, view: Any) -> None:
     key = _stored(redis, view)
     redis.setrange(key, 1, b"\xab" * 8)
     client = FeatureClient(redis, world.ONE)
-    for rows in ([ASKED], [{**ASKED, "place": "EWR"}, ASKED]):
+    for rows in ([ASKED], [OTHER, ASKED], [OTHER] * FEW + [ASKED]):
         with pytest.raises(DefinitionMismatchError, match=f"JFK.*{'ab' * 8}.*{view.tag.hex()}"):
             client.get(rows, 0)
 
@@ -200,6 +203,6 @@ def test_sum_of_integers_too_large(redis: Redis) -> None:
     events = [{**EVENT, "at": 0, "offset": i, "v_Int64": 2**62} for i in range(2)]
     world.store_tiles(redis, DELAYS, events)
     client = FeatureClient(redis, world.ONE)
-    for rows in ([ASKED], [ASKED] * 2):
+    for rows in ([ASKED], [ASKED] * 2, [ASKED] * (FEW + 1)):
         with pytest.raises(DataError, match="sum_Int64_short: a sum of integers is outside int64"):
             client.get(rows, 0)

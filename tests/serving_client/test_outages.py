@@ -17,6 +17,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 import connections
 from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows
+from serving_client.few_rows import FEW
 from serving_client.reads import may_pass
 from tally.errors import UnavailableError
 from tests import redis_servers
@@ -284,7 +285,7 @@ def test_tiles_are_whole(redis_url: str, redis: Any) -> None:
         thread = pool.submit(writing)
         try:
             for i in range(150):
-                answer = client.get([asked] * (1 + i % 2), 10)
+                answer = client.get([asked] * (1, 2, FEW + 1)[i % 3], 10)
                 values = answer.to_dict()
                 count = values["count_Int64_short"][0]
                 assert values["sum_Int64_short"][0] == values["there__sum"][0] == count

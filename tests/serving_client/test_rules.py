@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from serving_client import FeatureClient, FeatureRows, Status
+from serving_client.few_rows import FEW
 from serving_client.lookup import Lookup
 from tally.errors import DataError
 from tally.layout import row_check
@@ -37,9 +38,10 @@ def client(redis: Redis) -> FeatureClient:
     return FeatureClient(redis, world.ONE)
 
 
-def both(client: FeatureClient, as_of: Any, asked: dict[str, Any] = ASKED) -> list[FeatureRows]:
-    """The same question as one row, and as the first of two: the paths without and with arrays."""
-    return [client.get([asked], as_of), client.get([asked, {**asked, "place": "EWR"}], as_of)]
+def each_way(client: FeatureClient, as_of: Any, asked: dict[str, Any] = ASKED) -> list[FeatureRows]:
+    """The same question as one row, as the first of two, and as that of columns: without arrays twice, and with them."""
+    two = [asked, {**asked, "place": "EWR"}]
+    return [client.get(rows, as_of) for rows in ([asked], two, world.in_columns(two))]
 
 
 def check(redis: Redis, place: str) -> int:
@@ -55,7 +57,7 @@ def check(redis: Redis, place: str) -> int:
 def test_time_to_live_at_its_edges(redis: Redis, client: FeatureClient, as_of: int, status: Status) -> None:
     """A row is seen from its own instant until exactly its time to live after it, and not one microsecond longer."""
     world.store_latest(redis, PLANES, [PLANE])
-    for rows in both(client, as_of):
+    for rows in each_way(client, as_of):
         assert rows.status["v_Int64"][0] == status
         assert rows.to_dict()["v_Int64"][0] == (2**60 + 1 if status == Status.PRESENT else None)
         assert rows.ahead[0] == (status == Status.AHEAD)
@@ -65,7 +67,7 @@ def test_time_to_live_at_its_edges(redis: Redis, client: FeatureClient, as_of: i
 def test_time_to_live_zero_never_expires(redis: Redis, client: FeatureClient) -> None:
     """A view with ttl 0 answers from a row however old."""
     world.store_latest(redis, PAIRS, [{"code": 1, "who": "a|b", "at": -(2**60), "a": 0, "level": 7, "note": "ö"}])
-    for rows in both(client, 2**60):
+    for rows in each_way(client, 2**60):
         assert (rows.to_dict()["level"][0], rows.to_dict()["note"][0]) == (7, "ö")
 
 
@@ -73,7 +75,7 @@ def test_time_to_live_zero_never_expires(redis: Redis, client: FeatureClient) ->
 def test_windows_at_their_bounds(redis: Redis, client: FeatureClient, at: int, count: int) -> None:
     """A 60 s window in hops of 5 s, as of 103 s, begins exactly at 40 s and ends exactly at 103 s."""
     world.store_tiles(redis, DELAYS, [{**EVENT, "at": at, "offset": 1, "v_Float64": 0.5}])
-    for rows in both(client, 103 * SECOND):
+    for rows in each_way(client, 103 * SECOND):
         assert rows.to_dict()["count_Float64_short"][0] == count
         assert rows.to_dict()["sum_Float64_short"][0] == (0.5 if count else None)
         assert rows.status["count_Float64_short"].tolist()[0] == Status.PRESENT
@@ -82,7 +84,7 @@ def test_windows_at_their_bounds(redis: Redis, client: FeatureClient, at: int, c
 def test_tiles_ahead_of_as_of_are_flagged(redis: Redis, client: FeatureClient) -> None:
     """An event one microsecond after as_of, in the same tile, is in the window's value; the row says so."""
     world.store_tiles(redis, DELAYS, [{**EVENT, "at": SECOND + 1, "offset": 1, "v_Float64": 0.5}])
-    for rows in both(client, SECOND):
+    for rows in each_way(client, SECOND):
         assert rows.status["count_Float64_short"][0] == Status.AHEAD
         assert rows.ahead.tolist()[0] is True
         assert not rows.ahead[1:].any()
@@ -90,7 +92,7 @@ def test_tiles_ahead_of_as_of_are_flagged(redis: Redis, client: FeatureClient) -
 
 def test_nothing_stored(client: FeatureClient) -> None:
     """An unknown entity: nulls, counts of 0, status missing everywhere but for outputs of request fields alone."""
-    for rows in both(client, 0):
+    for rows in each_way(client, 0):
         values = rows.to_dict()
         assert values["count_Bool_long"][0] == 0
         assert values["sum_Float64_long"][0] is None
@@ -106,7 +108,7 @@ def test_evidence(redis: Redis, client: FeatureClient) -> None:
     world.store_tiles(
         redis, DELAYS, [{**EVENT, "at": 4, "offset": 2**40}, {**EVENT, "at": 3, "offset": 8, "partition": 0}]
     )
-    for rows in both(client, 10):
+    for rows in each_way(client, 10):
         assert rows.evidence[0] == {
             "planes": {"version": [0, 5, 0, check(redis, "JFK")]},
             "there": {"version": [9, 5, 0, check(redis, "LGA")]},
@@ -127,14 +129,14 @@ def test_as_of_forms(redis: Redis, client: FeatureClient) -> None:
     assert client.get([ASKED] * 2, [0, -1]).to_dict()["v_Int64"] == [2**60 + 1, None]
     assert client.get([ASKED], to_datetime(5)).as_of.tolist() == [5]
     assert client.get([ASKED], np.datetime64(7, "us")).as_of.tolist() == [7]
-    for count in (1, 2):
+    for count in (1, 2, FEW + 1):
         with pytest.raises(DataError, match="one for each row"):
             client.get([ASKED] * count, [0, 1, 2])
 
 
 def test_as_of_beyond_what_int64_holds(client: FeatureClient) -> None:
     """An instant beyond int64, or so far that a window would leave it, is refused in words, for one row and many."""
-    for count in (1, 2):
+    for count in (1, 2, FEW + 1):
         for moment in (
             2**63,
             -(2**63) - 1,
@@ -159,7 +161,7 @@ def test_repeated_entities_are_fetched_once() -> None:
 
 def test_one_round_trip(redis: Redis, client: FeatureClient) -> None:
     """A lookup is one command, whatever the number of rows and views; no rows: none at all."""
-    for rows, commands in (([ASKED], 1), ([ASKED] * 7, 1), ([], 0)):
+    for rows, commands in (([ASKED], 1), ([ASKED] * 7, 1), ([ASKED] * (FEW + 1), 1), ([], 0)):
         before = redis.info("commandstats").get("cmdstat_mget", {"calls": 0})["calls"]
         client.get(rows, 0)
         assert redis.info("commandstats").get("cmdstat_mget", {"calls": 0})["calls"] - before == commands
@@ -192,8 +194,9 @@ def test_no_rows(client: FeatureClient) -> None:
 def test_rows_that_do_not_fit(client: FeatureClient, change: dict[str, Any], message: str) -> None:
     """A missing column, a null key or a wrong type is refused, naming column, row and what is needed."""
     wrong = {name: value for name, value in {**ASKED, **change}.items() if value is not ...}
-    with pytest.raises(DataError, match=message):
-        client.get([ASKED, wrong])
+    for after in (0, FEW):
+        with pytest.raises(DataError, match=message):
+            client.get([ASKED, wrong, *[ASKED] * after])
     with pytest.raises(DataError, match=message.replace("Row 1", "Row 0")):
         client.get([wrong])
     if ... not in change.values():
@@ -235,7 +238,7 @@ def test_numbers_of_other_kinds(redis: Redis, client: FeatureClient) -> None:
 def test_to_numpy(redis: Redis, client: FeatureClient) -> None:
     """A C-contiguous float64 matrix, NaN for null; strings and unknown names are refused with the way out."""
     world.store_latest(redis, PLANES, [{**PLANE, "v_Bool": True, "v_UnixTimestamp": 12}])
-    for rows in both(client, 0):
+    for rows in each_way(client, 0):
         matrix = rows.to_numpy(["v_Bool", "v_UnixTimestamp", "v_Float64", "v_Int32"])
         assert (str(matrix.dtype), matrix.flags.c_contiguous, matrix.shape) == ("float64", True, (len(rows), 4))
         assert matrix[0, :3].tolist() == [1.0, 12.0, 0.1]
@@ -254,7 +257,7 @@ def test_frames(redis: Redis, client: FeatureClient) -> None:
     world.store_latest(
         redis, PLANES, [{**PLANE, "v_Bool": True, "v_UnixTimestamp": 12, "v_String": "é", "v_Bytes": b"\xff"}]
     )
-    for rows in both(client, 0):
+    for rows in each_way(client, 0):
         table, frame = rows.to_arrow(), rows.to_pandas()
         assert table.column_names == list(frame.columns) == rows.names
         assert table.schema.field("v_UnixTimestamp").type == pa.timestamp("us", tz="UTC")
@@ -288,7 +291,7 @@ def test_times_in_a_request(redis: Redis, moment: Any) -> None:
     client = FeatureClient(redis, world.PLAN.for_service("clocked"))
     asked = {"code": 1, "who": "x", "moment": moment}
     micros = None if moment is None else instant(moment)
-    for rows in (client.get([asked], 0), client.get([asked, asked], 0)):
+    for rows in (client.get([asked], 0), client.get([asked, asked], 0), client.get([asked] * (FEW + 1), 0)):
         later, day = rows.columns["later"], rows.columns["day"]
         assert (bool(later.valid[0]), bool(day.valid[0])) == (micros is not None, micros is not None)
         if micros is not None:

@@ -68,15 +68,16 @@ def bits(values: Column) -> list[Any]:
 
 @given(made=views())
 def test_what_is_stored_is_what_a_lookup_gives(made: tuple[View, dict[str, list[Any]], int]) -> None:
-    """Every dtype, in any order and number, with nulls anywhere: one row and many, the same bits."""
+    """Every dtype, in any order and number, with nulls anywhere: one row, few and many, the same bits."""
     view, values, count = made
     columns, stored = packed(view, values, count)
     lookup = lookup_of(view)
     rows = [{"place": f"p{i}"} for i in range(count)]
-    many = lookup.decode(lookup.request(rows), stored, count)
+    many, few = (lookup.decode(lookup.request(asked), stored, count) for asked in (world.in_columns(rows), rows))
     for field in view.fields:
-        assert many.columns[field.name].dtype == field.dtype
-        assert bits(many.columns[field.name]) == bits(columns[field.name])
+        for answer in (many, few):
+            assert answer.columns[field.name].dtype == field.dtype
+            assert bits(answer.columns[field.name]) == bits(columns[field.name])
     for i, row in enumerate(rows):
         one = lookup.decode(lookup.request([row]), [stored[i]], count)
         for field in view.fields:
@@ -86,7 +87,7 @@ def test_what_is_stored_is_what_a_lookup_gives(made: tuple[View, dict[str, list[
 
 @given(made=views(), data=st.data())
 def test_cut_bytes_are_refused(made: tuple[View, dict[str, list[Any]], int], data: st.DataObject) -> None:
-    """Whatever is missing at the end, or follows it, the error names the key; one row and many."""
+    """Whatever is missing at the end, or follows it, the error names the key; one row, few and many."""
     view, values, count = made
     _, stored = packed(view, values, count)
     row = data.draw(st.integers(0, count - 1))
@@ -95,7 +96,7 @@ def test_cut_bytes_are_refused(made: tuple[View, dict[str, list[Any]], int], dat
     lookup = lookup_of(view)
     for damaged in (stored[row][:cut], stored[row] + b"\0"):
         broken = [*stored[:row], damaged, *stored[row + 1 :]]
-        for asked, held in ((rows, broken), ([rows[row]], [damaged])):
+        for asked, held in ((world.in_columns(rows), broken), (rows, broken), ([rows[row]], [damaged])):
             try:
                 lookup.decode(lookup.request(asked), held, count)
             except StoredBytesError as error:
@@ -115,9 +116,10 @@ def test_another_definitions_bytes_are_refused(
     value = bytearray(stored[0])
     value[bit // 8] ^= 1 << bit % 8
     lookup = lookup_of(view)
-    for rows in ([{"place": "p0"}], [{"place": f"p{i}"} for i in range(count)]):
+    rows = [{"place": f"p{i}"} for i in range(count)]
+    for asked, others in ((rows[:1], []), (rows, stored[1:]), (world.in_columns(rows), stored[1:])):
         try:
-            lookup.decode(lookup.request(rows), [bytes(value), *stored[1 : len(rows)]], count)
+            lookup.decode(lookup.request(asked), [bytes(value), *others], count)
         except DefinitionMismatchError as error:
             assert "/p0" in str(error)  # noqa: PT017 as above
         else:

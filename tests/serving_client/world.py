@@ -205,3 +205,8 @@ def publish(redis: Redis, plan: Plan = PLAN, views: Sequence[View] | None = None
         redis.set(version_key(plan.project, service.name), service.hash)
     for view in plan.views if views is None else views:
         redis.hset(views_key(plan.project), f"{view.name}@{view.hash}", "{}")
+
+
+def in_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows of a request as columns, which arrays answer however few they are."""
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -24,7 +24,7 @@ from tally import functions
 from tally.columns import Column, column
 from tally.dtypes import Dtype
 from tally.errors import DataError, DefinitionError, DefinitionMismatchError
-from tally.functions import as_udf, describe, load, on_frame, parameters, run, run_on_events, run_on_one, source_hash
+from tally.functions import as_udf, describe, load, on_frame, parameters, run, run_on_events, run_on_few, source_hash
 from tally.plan import Field, Function
 from tests.tally import transforms
 from tests.tally.stored import ITEMS
@@ -271,7 +271,7 @@ def test_what_a_function_returns_is_checked(function: Any, message: str) -> None
     with pytest.raises(DataError, match=message):
         run(function, X, FLOAT, 2)
     with pytest.raises(DataError, match=message.replace("2 rows", "1 rows").replace("1 values", "[13] values")):
-        run_on_one(_not_one_value(function), [("x", "Float64", 1.0)], FLOAT)
+        run_on_few(_not_one_value(function), [("x", "Float64", [1.0])], FLOAT, 1)
 
 
 def _not_one_value(function: Any) -> Any:
@@ -317,9 +317,9 @@ def test_nulls_and_dtypes_of_outputs(dtype: Dtype, returned: Any, expected: list
 
 
 @given(st.sampled_from(sorted(ITEMS)), st.sampled_from(sorted(ITEMS)), st.data())
-def test_one_row_is_run_as_many_are(dtype: Dtype, promised: Dtype, data: st.DataObject) -> None:
+def test_few_rows_are_run_as_many_are(dtype: Dtype, promised: Dtype, data: st.DataObject) -> None:
     """The same input, a null too, is the same array to the function, and its output the same value, by bits and type."""
-    item = data.draw(st.none() | ITEMS[dtype])
+    items = data.draw(st.lists(st.none() | ITEMS[dtype], min_size=1, max_size=4))
     seen: list[Any] = []
 
     def look(x: Any) -> dict[str, Any]:
@@ -332,17 +332,17 @@ def test_one_row_is_run_as_many_are(dtype: Dtype, promised: Dtype, data: st.Data
         except DataError as error:
             return str(error), None
 
-    given_column = {"x": column(dtype, [item])}
-    refused, found = answer(lambda: run_on_one(look, [("x", dtype, item)], [Field("y", promised)]))
-    expected_refused, expected = answer(lambda: run(look, given_column, [Field("y", promised)], 1)["y"])
+    count = len(items)
+    given_column = {"x": column(dtype, items)}
+    refused, found = answer(lambda: run_on_few(look, [("x", dtype, items)], [Field("y", promised)], count))
+    expected_refused, expected = answer(lambda: run(look, given_column, [Field("y", promised)], count)["y"])
     assert refused == expected_refused
     assert type(seen[0]) is type(seen[1])
     assert seen[0].dtype == seen[1].dtype
     assert [repr(value) for value in seen[0].tolist()] == [repr(value) for value in seen[1].tolist()]
     if not refused:
-        (value,) = expected.values.tolist() if expected.valid[0] else [None]
-        assert repr(found) == repr([value])
-        assert type(found[0]) is type(value)
+        values = expected.values.tolist()
+        assert repr(found) == repr([[v if ok else None for v, ok in zip(values, expected.valid, strict=True)]])
 
 
 def test_inputs_have_numpys_own_nulls() -> None:
