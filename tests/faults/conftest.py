@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +56,6 @@ def seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def on_stage(servers: Servers, tmp_path: Path, seed: int) -> Iterator[Stage]:
     """A topic, project and group of the test's own."""
-    url = f"redis://127.0.0.1:{servers.to_redis.port}/0?socket_timeout=1"
+    url = f"redis://127.0.0.1:{servers.to_redis.port}/0"
     with stage(tmp_path, servers.broker, servers.to_redis, url, servers.redis.url(), seed) as made:
         yield made
-
-
-Restart = Callable[[], None]

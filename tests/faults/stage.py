@@ -129,6 +129,10 @@ class Stage:
     random: Random
     events: Events
     producer: Producer
+    client_url: str
+    """How a client reaches Redis, past the proxy."""
+    patience_s: int = 60
+    """How long a worker waits for an answer of Redis: long, for one that it gave up may have been applied."""
     workers: list[WorkerProcess] = field(default_factory=list)
     gone: list[WorkerProcess] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
@@ -186,7 +190,7 @@ class Stage:
             name = f"w{len(self.workers) + len(self.gone)}"
             output = self.directory / f"{name}.log"
             settings = {
-                "REDIS_URL": self.redis_url,
+                "REDIS_URL": f"{self.redis_url}?socket_timeout={self.patience_s}",
                 "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.to_kafka.port}",
                 "KAFKA_SESSION_TIMEOUT_MS": str(SESSION_MS),
                 "TALLY_HOME": str(self.directory / "home"),
@@ -397,13 +401,6 @@ class Stage:
             consumer.close()
         return found
 
-    @property
-    def client_url(self) -> str:
-        """How the serving client reaches Redis, past any proxy."""
-        return self.own_url
-
-    own_url: str = ""
-
     def check_reports(self, *, all_left: bool) -> None:
         """No event was applied twice: by the workers' own counts, of those that lived to tell.
 
@@ -473,7 +470,7 @@ def stage(
     producer = Producer({"bootstrap.servers": broker.address, "enable.idempotence": True, "linger.ms": 1})
     made = Stage(
         directory, broker, worker_url, redis, to_redis, broker.proxy, seed,
-        Truth(plan), random, Events(random, keys), producer, own_url=own_url,
+        Truth(plan), random, Events(random, keys), producer, own_url,
     )  # fmt: skip
     try:
         yield made

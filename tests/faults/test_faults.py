@@ -81,6 +81,7 @@ def test_rebalances_under_load(on_stage: Stage, rounds: int) -> None:
 
 def test_connections_to_redis_cut(on_stage: Stage, rounds: int) -> None:
     """In mid-pipeline, within a request or an answer; and a network that swallows everything for a while."""
+    on_stage.patience_s = 1
     for number in range(rounds):
         on_stage.keep(2)
         on_stage.send(WAVE)
