@@ -149,10 +149,6 @@ class ClusterServers:
         """The server that answers for a key now."""
         return self._owners(key)[0]
 
-    def replica_of(self, key: bytes) -> Server:
-        """A replica of the server that answers for a key."""
-        return self._owners(key)[1]
-
     def masters(self) -> list[Server]:
         """The masters now, in the order of their first slots."""
         return list(dict.fromkeys(owners[0] for _, _, owners in self._ranges()))

@@ -75,11 +75,6 @@ class Manifest:
         found: Mapping[str, Any] = self.document.get(EXPORT, {})
         return found
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the rows were made from, without what is said of the file."""
-        return {name: value for name, value in self.document.items() if name != EXPORT}
-
     def check_definition(self, plan: Plan) -> None:
         """Raise DefinitionMismatchError, naming what changed, unless `plan` defines the service as it was."""
         service = plan.service(self["service"])

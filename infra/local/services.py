@@ -29,21 +29,6 @@ class Services:
     running: dict[str, Service]
 
     @property
-    def redis_url(self) -> str | None:
-        """The address of the embedded Redis, if there is one."""
-        return self._address("redis")
-
-    @property
-    def kafka_bootstrap_servers(self) -> str | None:
-        """The address of the embedded Kafka, if there is one."""
-        return self._address("kafka")
-
-    @property
-    def snowflake_url(self) -> str | None:
-        """The address of the embedded Snowflake emulator, if there is one."""
-        return self._address("snowflake")
-
-    @property
     def pids(self) -> dict[str, int]:
         """The process of each part."""
         return {part: service.pid for part, service in self.running.items()}
@@ -52,9 +37,6 @@ class Services:
     def implementations(self) -> dict[str, str]:
         """What each part really is, such as `Valkey 9.1.2` or `Apache Kafka 4.1.0`."""
         return {part: service.implementation for part, service in self.running.items()}
-
-    def _address(self, part: str) -> str | None:
-        return self.running[part].address if part in self.running else None
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,6 @@ DECIDED_BY = {name: views for views, names in VIEWS_OF.items() for name in names
 """The views whose rows decide a feature's value."""
 STATED_BY = DECIDED_BY | {"is_heavy": ("windows", "fading")}
 """The views whose statuses a feature's status is the greatest of: a request function's outputs share theirs."""
-REQUESTED = frozenset({"score", "is_heavy", "next_reading", "greeting"})
-"""Outputs of request functions."""
 SEVERITY = ("present", "missing", "expired", "ahead")
 
 

@@ -72,5 +72,4 @@ def divided(x: Any) -> dict[str, Any]:
     return {"y": np.ones(len(x)) / (x - x)}
 
 
-COPY = same
 NOT_PLAIN = functools.partial(same)
