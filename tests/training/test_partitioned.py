@@ -228,9 +228,9 @@ def test_sizes_of_memory(text: Any, size: int) -> None:
     assert memory.memory_limit(text) == size
 
 
-@pytest.mark.parametrize("text", ["much", "4 elephants", "1MB", -1])
+@pytest.mark.parametrize("text", ["much", "4 elephants", "1MB", "700MB", -1])
 def test_sizes_that_are_none(text: Any) -> None:
-    """What is no size, or less than Python needs, is refused with what to give."""
+    """What is no size, or less than can be kept to, is refused with what to give."""
     with pytest.raises(DataError, match="give"):
         memory.memory_limit(text)
 
