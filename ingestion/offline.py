@@ -262,9 +262,11 @@ def write_table(
                 app_transactions=[Transaction(_WRITER, 0 if run is None else run + 1)],
             ),
         )
-    except (DeltaError, OSError) as error:
-        if raised:
+    except Exception as error:
+        if raised:  # on one core delta-rs raises a plain Exception then
             raise raised[0] from None
+        if not isinstance(error, (DeltaError, OSError)):
+            raise
         if isinstance(error, CommitFailedError):
             raise UnavailableError(
                 f"Offline table {name} was written by another extraction at the same time, so this one changed nothing; "
