@@ -52,9 +52,7 @@ from tally.plan import Field, Input, Plan, RequestFunction
 
 SAMPLES: Final = 10_000
 QUICK: Final = 10
-SHARES: Final = {1: 1, 10: 1, 100: 1, 1_000: 4}
-FEW: Final = 20
-"""Of what takes milliseconds, and by `SHARES` of many rows, one sample is taken where of others this many are."""
+COUNTS: Final = (1, 10, 100, 1_000)
 VIEWS: Final = ("x", "y", "z")
 MICROSECONDS: Final = 1e6
 PERCENTILES: Final = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
@@ -115,7 +113,7 @@ def run(*, quick: bool) -> Report:
             results += _beside_redis(redis, plan, what, asking, samples, bounds)
             results += asyncio.run(_beside_redis_async(settings.redis_url, plan, what, asking, samples))
         plain = plan_of("bench", TABLE, latest)
-        results += under_load(settings.redis_url, windowed, 0.5 if quick else 3.0)
+        results += under_load(settings.redis_url, windowed, 0.5 if quick else 3.0, samples)
         results += said(_starts(3 if quick else STARTS))
         # Feast comes last: its import would weigh on what was measured before.
         results += _beside_feast(redis, settings.redis_url, plain, with_function, stored, samples)
@@ -123,6 +121,7 @@ def run(*, quick: bool) -> Report:
 
 
 _NOTES: Final = (
+    f"Every figure of a lookup is of {SAMPLES:,} samples or, at the higher fixed rates, of more.",
     "Ours is get(...).to_dict(), Python values in hand. PING is the shortest round trip that redis-py makes.",
     "MGET fetches the same bytes in one round trip and leaves them packed: a floor, not a peer. All sides parse with hiredis.",
     "Checked before timing: latest rows equal what was written, windows equal the offline join, Feast answers as we do.",
@@ -138,7 +137,7 @@ _NOTES: Final = (
 def _beside_redis(redis: Redis, plan: Plan, what: str, asking: Asking, samples: int, bounds: Bounds) -> list[Result]:
     client, lookup = FeatureClient(redis, plan), Lookup(plan)
     results = []
-    for count in SHARES:
+    for count in COUNTS:
         rows = asking(count)
         keys = list(lookup.request(rows).keys)
         cases: dict[str, Call] = {
@@ -147,7 +146,7 @@ def _beside_redis(redis: Redis, plan: Plan, what: str, asking: Asking, samples: 
         }
         if count == 1:
             cases["PING"] = redis.ping
-        times = in_turns(cases, samples // SHARES[count])
+        times = in_turns(cases, samples)
         label = f"{what}, {count:,} row{'s' if count > 1 else ''}"
         for other in ("PING", "MGET") if count == 1 else ("MGET",):
             promised = bounds if other == "PING" or count > 1 else {}
@@ -162,7 +161,7 @@ async def _beside_redis_async(redis_url: str, plan: Plan, what: str, asking: Ask
         AsyncFeatureClient(AsyncRedis.from_url(redis_url), plan) as client,
         AsyncRedis.from_url(redis_url) as redis,
     ):
-        for count in SHARES:
+        for count in COUNTS:
             rows = asking(count)
             keys = list(lookup.request(rows).keys)
 
@@ -177,7 +176,7 @@ async def _beside_redis_async(redis_url: str, plan: Plan, what: str, asking: Ask
 
             other = "PING" if count == 1 else "MGET"
             cases: dict[str, AsyncCall] = {"ours": ours, other: ping if count == 1 else mget}
-            times = await in_turns_async(cases, samples // SHARES[count])
+            times = await in_turns_async(cases, samples)
             label = f"{what}, asyncio, {count:,} row{'s' if count > 1 else ''}"
             results += _compared(label, other, times["ours"], times[other], count, {})
     return results
@@ -220,13 +219,11 @@ def _beside_feast(
                     "Feast": lambda r=references, g=given: store.get_online_features(r, g).to_dict(),  # type: ignore[misc]
                 }
                 _require_equal(cases["Feast"](), cases["ours"](), on_demand)
-                times = in_turns(cases, samples if count == 1 else samples // FEW)
+                times = in_turns(cases, samples)
                 what = f"3 views x 8 fields, {mode}, {count} row{'s' if count > 1 else ''}"
                 bounds = {(1, "p50"): 1 / 5, (100, "p50"): 1 / 20}
                 results += _compared(what, "Feast", times["ours"], times["Feast"], count, bounds)
-        for count, times in beside_feast_serve(
-            Path(folder), redis, redis_url, features, stored, samples // FEW
-        ).items():
+        for count, times in beside_feast_serve(Path(folder), redis, redis_url, features, stored, samples).items():
             what = f"3 views x 8 fields over HTTP, {count} row{'s' if count > 1 else ''}"
             results += _compared(what, "feast serve with Feast's store", times["ours"], times["Feast"], count, {})
     return results

@@ -31,18 +31,19 @@ _BENT: Final = 0.01
 """A rate is beyond the bend when p99 is more than this (s)."""
 
 
-def under_load(redis_url: str, plan: Plan, seconds: float) -> list[Result]:
+def under_load(redis_url: str, plan: Plan, seconds: float, samples: int) -> list[Result]:
     """How long one row of windows takes at rising rates, from when it was due, until that bends.
 
-    One client in one thread, and a process that applies 10,000 events/s to the same entities, as `tally stream` does.
+    A rate lasts for `seconds` and `samples`, whichever takes longer. One client in one thread, and a process that applies 10,000 events/s to the same entities, as `tally stream` does.
     """
     rows = [[row] for row in asked(ENTITIES)]
     results = []
     kept = 0
     with FeatureClient(Redis.from_url(redis_url), plan) as client, _writing(redis_url, plan):
         for rate in RATES:
-            requests = iter(rows * (int(rate * seconds) // len(rows) + 1))
-            waits = _waits(lambda requests=requests: client.get(next(requests)).to_dict(), rate, seconds)  # type: ignore[misc]
+            lasting = max(seconds, samples / rate)
+            requests = iter(rows * (int(rate * lasting) // len(rows) + 1))
+            waits = _waits(lambda requests=requests: client.get(next(requests)).to_dict(), rate, lasting)  # type: ignore[misc]
             p50, p99, p999 = np.percentile(waits, [50, 99, 99.9]) * MILLISECONDS
             what = f"lookup: 3 views, 8 windows, 1 row, {rate:,}/s while a worker writes"
             figures = (("p50", p50), ("p99", p99), ("p99.9", p999))

@@ -76,7 +76,7 @@ def _timed(
         name: lambda connection=connection: _post(connection, body)  # type: ignore[misc]
         for name, connection in connections.items()
     }
-    return in_turns(cases, samples if count == 1 else samples // 2)
+    return in_turns(cases, samples)
 
 
 def _values(answer: Any) -> dict[str, list[Any]]:
