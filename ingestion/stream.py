@@ -22,11 +22,13 @@ from tally.aggregates import EventOrder
 from tally.columns import Column
 from tally.errors import DataError, TallyError
 from tally.functions import Transformation
+from tally.latest import sorted_positions
 from tally.layout import entity_texts
 from tally.plan import View
 from tally.tiles import Records, TileLayout, build
 
 Integers = NDArray[np.int64]
+_LEAST, _GREATEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
 @dataclass(slots=True)
@@ -135,9 +137,11 @@ def _number_entities(keys: Sequence[Column]) -> tuple[list[bytes], Integers]:
             )
             distinct = len(seen)
         else:
-            codes, distinct = _codes(key.values.astype(np.int64, copy=False))
+            codes, values = _codes(key.values.astype(np.int64, copy=False))
+            distinct = len(values)
         if count > 1:  # keeps the numbers small
-            number, count = _codes(number * distinct + codes)
+            number, numbers = _codes(number * distinct + codes)
+            count = len(numbers)
         else:
             number, count = codes, distinct
     row = np.empty(count, np.int64)
@@ -145,8 +149,8 @@ def _number_entities(keys: Sequence[Column]) -> tuple[list[bytes], Integers]:
     return entity_texts([key.take(row) for key in keys]), number
 
 
-def _codes(values: Integers) -> tuple[Integers, int]:
-    """(for each value how many distinct ones are below it, how many distinct ones there are); without sorting if close together."""
+def _codes(values: Integers) -> tuple[Integers, Integers]:
+    """(for each value how many distinct ones are below it, the distinct ones by rising order); without sorting if close together."""
     if len(values):
         least, greatest = int(values.min()), int(values.max())
         if greatest - least < len(values):
@@ -154,16 +158,17 @@ def _codes(values: Integers) -> tuple[Integers, int]:
             present = np.zeros(greatest - least + 1, np.bool_)
             present[distance] = True
             below = np.cumsum(present) - 1
-            return below[distance], int(below[-1]) + 1
+            return below[distance], np.flatnonzero(present) + least
     distinct, codes = np.unique(values, return_inverse=True)
-    return codes, len(distinct)
+    return codes, distinct
 
 
 def latest_rows(events: Events) -> tuple[list[bytes], list[bytes]]:
     """(entities, packed rows): for each entity the event that is greatest by (timestamp, partition, offset)."""
     if len(events) == 0:
         return [], []
-    position = np.lexsort((*events.order.sort_keys(), events.entity))
+    order = events.order
+    position = sorted_positions(events.entity, order.timestamp, order.partition, order.offset)
     last = np.append(events.entity[position][1:] != events.entity[position][:-1], True)
     chosen = events.take(position[last])
     order = chosen.order
@@ -190,19 +195,24 @@ class Deltas:
     @cached_property
     def packed(self) -> list[Delta]:
         """What is sent, one per delta."""
-        position = np.argsort(self.extent, kind="stable")
-        begins = np.append(0, np.cumsum(self.events_of_extent)[:-1])
-        order = self.events.order.take(position)
+        order, count = self.events.order, len(self.starts)
+        delta = self.owner[self.extent]
+        first, last = np.full((2, len(self.owner)), [[_GREATEST], [_LEAST]])
+        newest, entity = np.full((2, count), _LEAST)
+        np.minimum.at(first, self.extent, order.offset)
+        np.maximum.at(last, self.extent, order.offset)
+        np.maximum.at(newest, delta, order.timestamp)
+        entity[delta] = self.events.entity
         extents = np.zeros(len(self.owner), EXTENT)
-        extents["partition"] = order.partition[begins]
-        extents["first"] = np.minimum.reduceat(order.offset, begins)
-        extents["last"] = np.maximum.reduceat(order.offset, begins)
-        firsts = np.flatnonzero(np.diff(self.owner, prepend=-1))
-        newest = np.maximum.reduceat(order.timestamp, begins[firsts]).astype("<i8").tobytes()
-        entities, layout = self.events.entities, self.events.view.tile_layout
-        names = map(entities.__getitem__, self.events.entity[position[begins[firsts]]].tolist())
-        newests = [newest[at : at + 8] for at in range(0, len(newest), 8)]
-        pieces = zip(names, newests, _cut(extents, firsts), layout.pack(self.records, self.starts), strict=True)
+        extents["partition"][self.extent] = order.partition
+        extents["first"], extents["last"] = first, last
+        pieces = zip(
+            map(self.events.entities.__getitem__, entity.tolist()),
+            _cut(newest.astype("<i8"), np.arange(count)),
+            _cut(extents, np.searchsorted(self.owner, np.arange(count))),
+            self.events.view.tile_layout.pack(self.records, self.starts),
+            strict=True,
+        )
         return list(map(Delta._make, pieces))
 
     def settle(self, replies: Sequence[Reply]) -> tuple[Counts, Events | None]:
@@ -223,7 +233,7 @@ class Deltas:
         counts.conflicts = len(fences)
         behind = np.zeros(len(replies), np.bool_)
         behind[list(fences)] = True
-        fence = np.full(len(self.owner), np.iinfo(np.int64).max)
+        fence = np.full(len(self.owner), _GREATEST)
         fence[behind[self.owner]] = np.concatenate(list(fences.values()))
         again = self.events.order.offset > fence[self.extent]
         unapplied = int(self.events_of_extent[behind[self.owner]].sum())
@@ -251,14 +261,12 @@ def _farthest_level(layout: TileLayout) -> int:
 
 def deltas_of(events: Events) -> Deltas:
     """One delta per entity of a set of events that is not empty."""
-    partitions, partition = np.unique(events.order.partition, return_inverse=True)
-    extents, extent, sizes = np.unique(
-        events.entity * len(partitions) + partition, return_inverse=True, return_counts=True
-    )
-    entities, owner = np.unique(extents // len(partitions), return_inverse=True)
+    partition, partitions = _codes(events.order.partition)
+    extent, extents = _codes(events.entity * len(partitions) + partition)
+    owner, entities = _codes(extents // len(partitions))
     record_key, records, rows_in_record = build(events.view.tile_layout, events.entity, events.order, events.columns)
     starts: Integers = np.asarray(np.searchsorted(record_key, entities), np.int64)
-    return Deltas(events, extent, owner, sizes, records, rows_in_record, starts)
+    return Deltas(events, extent, owner, np.bincount(extent), records, rows_in_record, starts)
 
 
 def merge(events: Events, send: Callable[[Sequence[Delta]], Sequence[Reply]]) -> Counts:

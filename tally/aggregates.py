@@ -154,10 +154,6 @@ class EventOrder:
         """The entries at `positions` (integers or a mask)."""
         return EventOrder(self.timestamp[positions], self.partition[positions], self.offset[positions])
 
-    def sort_keys(self) -> tuple[NDArray[np.int64], ...]:
-        """Keys for `numpy.lexsort`, least significant first."""
-        return self.offset, self.partition, self.timestamp
-
 
 @dataclass(slots=True)
 class State:

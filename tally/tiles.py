@@ -32,6 +32,7 @@ from tally.aggregates import (
 )
 from tally.columns import Column
 from tally.dtypes import VARIABLE_WIDTH, Dtype
+from tally.latest import sorted_positions
 from tally.windows import Window
 
 Records = NDArray[np.void]
@@ -220,10 +221,10 @@ def build(
 ) -> tuple[NDArray[np.int64], Records, Positions]:
     """Tiles of a set of rows: (key of each record, records, number of rows in each record).
 
-    `keys` are any integers that stand for entities, shape (n,); rows may come in any order. Records are sorted by
+    `keys` are integers from 0 that stand for entities, shape (n,); rows may come in any order. Records are sorted by
     (key, level, tile), canonical, and every tile is kept: retention is the caller's.
     """
-    position = np.lexsort((*order.sort_keys(), keys))
+    position = sorted_positions(keys, order.timestamp, order.partition, order.offset)
     keys, order = keys[position], order.take(position)
     sorted_columns = {name: columns[name].take(position) for name in layout.columns}
     parts = {name: _prepare(sorted_columns[name], cells) for name, (_, cells) in layout.columns.items()}

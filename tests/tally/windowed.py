@@ -135,11 +135,11 @@ def columns_of(rows: Sequence[Event]) -> dict[str, Column]:
 def build(layout: TileLayout, rows: Sequence[Event]) -> dict[int, Records]:
     """The tiles of each entity."""
     keys, records, sizes = tiles.build(
-        layout, np.array([row.values["key"] for row in rows], np.int64), order_of(rows), columns_of(rows)
+        layout, np.array([KEYS.index(row.values["key"]) for row in rows], np.int64), order_of(rows), columns_of(rows)
     )
     assert records.dtype == layout.record
     assert sizes.sum() == len(rows) * len(layout.levels)
-    return {key: records[keys == key] for key in KEYS}
+    return {key: records[keys == code] for code, key in enumerate(KEYS)}
 
 
 def packed(layout: TileLayout, records: Records) -> bytes:
