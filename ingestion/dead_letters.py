@@ -84,7 +84,7 @@ class DeadLetters:
 
     def _producer_for(self, target: str) -> Producer:
         if target not in self._ready:
-            admin = AdminClient(self._config)  # must outlive the call
+            admin = AdminClient(self._config, logger=log)  # must outlive the call
             created = admin.create_topics([NewTopic(target, 1, -1)], request_timeout=KAFKA_SECONDS)
             try:
                 created[target].result()

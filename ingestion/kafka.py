@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 _Schema = tuple[tuple[Field, ...], Encoding]
 """What decides what a message says: sources of one topic that agree on it are decoded once."""
 
+_Received = tuple[Mapping[str, Sequence[Message]], Sequence[Message]]
+"""(the messages of each topic, what came beside them: errors and ends of partitions)."""
+
 MAX_BATCH: Final = 200_000
 """A worker that is behind takes all that librdkafka has fetched, at most 64 MiB: the more events of an entity are in a batch,
 the less each of them costs. One that keeps up takes what has come since the last batch, which is little."""
@@ -91,11 +94,26 @@ class _Batch:
 def _only_for(messages: Sequence[Message]) -> dict[int, str]:
     """The rows that count for one view only, and which (`tally.events.FOR_VIEW`)."""
     result = {}
-    for row, headers in enumerate(map(Message.headers, messages)):
-        for name, value in headers or ():
+    with_headers = [found for found in enumerate(map(Message.headers, messages)) if found[1]]
+    for row, headers in with_headers:
+        for name, value in headers:
             if name == FOR_VIEW and value:
                 result[row] = value.decode(errors="replace")
     return result
+
+
+def _told_apart(received: Sequence[Message]) -> _Received:
+    errors = [
+        message for message, error in zip(received, map(Message.error, received), strict=True) if error is not None
+    ]
+    messages = [message for message in received if message.error() is None] if errors else received
+    topics = list(map(Message.topic, messages))
+    if len(set(topics)) == 1:
+        return {topics[0]: messages}, errors
+    by_topic: dict[str, list[Message]] = {}
+    for topic, message in zip(topics, messages, strict=True):
+        by_topic.setdefault(topic, []).append(message)
+    return by_topic, errors
 
 
 def run(
@@ -171,7 +189,8 @@ class _Worker:
         self._servers = str(config.get("bootstrap.servers", ""))
         self._readers: dict[str, list[_Reader]] = {}
         self._decoders: dict[_Schema, Decoder] = {}
-        self._ahead: Sequence[Message] = ()
+        self._ahead: _Received = {}, ()
+        self._is_behind = False
         self._decoded: dict[tuple[str, _Schema], tuple[list[bytes | None], Messages]] = {}
         self.state = state
         self._patience = Patience(stop, state)
@@ -387,7 +406,7 @@ class _Worker:
         log.warning("Redis was started anew or failed over: checking what it holds")
         self._threads.shutdown()  # of other views; what they still send of this batch must not arrive after we went back
         self._threads = self._new_threads()
-        self._ahead = ()  # it lies beyond what is read again
+        self._ahead = {}, ()  # it lies beyond what is read again
         while True:
             self._patience.outlast(partial(load_library, self._redis))
             starts = self._starts(self._next)
@@ -475,13 +494,13 @@ class _Worker:
                     elsewhere = self._stored_progress()
                     if all(max(self._next.get(p, 0), min(elsewhere.get(p, [0]))) >= end for p, end in targets.items()):
                         return
-            received = self._received()
+            messages, errors = self._received()
             if self._failure is not None:
                 raise self._failure
             now = self.state.ticked = time.monotonic()
             try:
-                if received:
-                    self._batch(received)
+                if messages or errors:
+                    self._batch(messages, errors)
                 held = now - self._committed_at <= COMMIT_SECONDS or self._witnessed(self._next)
             except ReplacedError:
                 held = False
@@ -496,28 +515,25 @@ class _Worker:
                 self._reported_at = now
                 self._report()
 
-    def _received(self) -> Sequence[Message]:
+    def _received(self) -> _Received:
         """What has come: what was read ahead, or else, as soon as there is a message, all that is there."""
-        ahead, self._ahead = self._ahead, ()
-        if ahead:
+        ahead, self._ahead = self._ahead, ({}, ())
+        if any(ahead):
             return ahead
         first = self._consumer.poll(POLL_SECONDS)
-        return () if first is None else [first, *self._consumer.consume(MAX_BATCH - 1, 0)]
+        return ahead if first is None else _told_apart([first, *self._consumer.consume(MAX_BATCH - 1, 0)])
 
     def _read_ahead(self) -> None:
         """Take and decode the next batch while the views' threads apply this one: they wait for Redis much of the time.
 
-        What is read ahead counts for nothing until it is applied, and may be dropped at any time.
+        Only while the worker is behind: what is taken when a batch begins waits for two batches, what is taken when it has ended
+        for one. What is read ahead counts for nothing until it is applied, and may be dropped at any time.
         """
-        if self._ahead or self._stop.is_set():
+        if not self._is_behind or any(self._ahead) or self._stop.is_set():
             return
-        self._ahead = self._consumer.consume(MAX_BATCH, 0)
+        self._ahead = _told_apart(self._consumer.consume(MAX_BATCH, 0))
         self._decoded.clear()
-        by_topic: dict[str, list[Message]] = {}
-        for message in self._ahead:
-            if message.error() is None:
-                by_topic.setdefault(message.topic(), []).append(message)
-        for topic, messages in by_topic.items():
+        for topic, messages in self._ahead[0].items():
             values = list(map(Message.value, messages))
             for reader in self._readers[topic]:
                 schema = reader.source.message, reader.source.encoding
@@ -527,19 +543,18 @@ class _Worker:
                 except UnavailableError:
                     return  # the schema registry: it is asked again, with patience, when their turn comes
 
-    def _batch(self, received: Sequence[Message]) -> None:
-        by_topic: dict[str, list[Message]] = {}
+    def _batch(self, by_topic: Mapping[str, Sequence[Message]], errors: Sequence[Message]) -> None:
         ends: dict[Place, int] = {}
-        for message, error in zip(received, map(Message.error, received), strict=True):
-            if error is None:
-                by_topic.setdefault(message.topic(), []).append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+        for message, error in zip(errors, map(Message.error, errors), strict=True):
+            if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                 # Beyond the last message there may be markers of transactions, which nobody reads.
                 ends[message.topic(), message.partition()] = message.offset()
             elif error.code() == KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
                 log.warning("Kafka gave our partitions to others while Redis was away; joining the group again")
             elif not error.retriable():
                 raise self._unavailable(KafkaException(error))
+        count = sum(map(len, by_topic.values()))
+        self._is_behind = 2 * (sum(self._lag().values()) - count) > count
         for topic, messages in by_topic.items():
             for place, offset in self._apply_topic(topic, messages).items():
                 if place in self._next:
@@ -548,7 +563,6 @@ class _Worker:
             if self._next.get(place, offset) < offset:
                 self._next[place] = offset
                 self._advance({place: offset})
-        count = sum(len(messages) for messages in by_topic.values())
         if count and self._on_batch:
             self.state.lag = self._lag()
             _, created = next(iter(by_topic.values()))[0].timestamp()
@@ -569,8 +583,9 @@ class _Worker:
             counts = self.summary.topics[topic]
             counts.consumed += stretch.stop - stretch.start
             counts.dead_lettered += len(letters)
-            ends = dict(zip(partition[stretch].tolist(), offset[stretch].tolist(), strict=True))
-            positions = {(topic, number): last + 1 for number, last in ends.items()}
+            ends = np.zeros(int(partition.max()) + 1, np.int64)
+            np.maximum.at(ends, partition[stretch], offset[stretch] + 1)
+            positions = {(topic, number): int(ends[number]) for number in np.flatnonzero(ends).tolist()}
             self._advance(positions)
             reached |= positions
         return reached
