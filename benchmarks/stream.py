@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -54,6 +55,8 @@ from tally.errors import UnavailableError
 from tally.plan import Plan
 from tally.time import HOUR, MILLISECOND, to_datetime
 from training.join import Ask, join
+
+log = logging.getLogger(__name__)
 
 QUIX: Final = "quixstreams[redis]>=3.20"
 PARTITIONS: Final = 4
@@ -217,7 +220,7 @@ def message(at: int, key: int, amount: float) -> bytes:
 
 def create(settings: Settings, topic: str) -> None:
     """Make a topic."""
-    admin = AdminClient(settings.kafka_config())
+    admin = AdminClient(settings.kafka_config(), logger=log)
     admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(DEADLINE)
 
 

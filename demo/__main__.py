@@ -7,6 +7,7 @@ Snowflake of yours is never touched.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -43,6 +44,8 @@ from tally.plan import Plan
 from tally.time import from_datetime
 from training import TrainingSet, build_training_set
 from training.join import Mode
+
+log = logging.getLogger(__name__)
 
 SERVICE = "arrival_delay"
 REPO = Path("feature_repo")
@@ -150,7 +153,7 @@ def play(stage: Stage, days: int, steps: Steps) -> int:
 
 def create_topics(settings: Settings) -> None:
     """The two topics, which keep messages of any age."""
-    admin = AdminClient(settings.kafka_config())
+    admin = AdminClient(settings.kafka_config(), logger=log)
     topics = [NewTopic(name, PARTITIONS, 1, config={"retention.ms": "-1"}) for name in LANDING_TABLES]
     for created in admin.create_topics(topics).values():
         created.result()

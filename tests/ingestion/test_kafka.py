@@ -177,8 +177,10 @@ def test_a_worker_killed_in_mid_run_leaves_nothing_lost_or_doubled(topic: Topic,
         [sys.executable, script, topic.plan.to_json(), topic.config["bootstrap.servers"], redis_url],
         cwd=root, env={"PYTHONPATH": str(root)},
     ) as worker:  # fmt: skip
-        eventually(lambda: any(progress(topic.redis, topic.plan.project, topic.view).values()))
-        worker.kill()
+        try:
+            eventually(lambda: any(progress(topic.redis, topic.plan.project, topic.view).values()))
+        finally:
+            worker.kill()
     done = sum(progress(topic.redis, topic.plan.project, topic.view).values())
     assert 0 < done < 20_000
 
