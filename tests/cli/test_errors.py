@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from infra.local import LocalServiceError, embedded
 from ingestion import kafka
 from tally.errors import DataError, TallyError, UnknownServiceError
-from tally_cli import app, errors
+from tally_cli import TERMINATED, app, errors
 from tests.cli.conftest import Ended, Tally
 
 NOBODY = "127.0.0.1:1"
@@ -260,3 +262,30 @@ def labels(folder: Path, *names: str) -> Path:
     path = folder / "labels.parquet"
     pq.write_table(pa.table({name: row[name] for name in names or row}), path)
     return path
+
+
+WAITS = """
+import tempfile, threading
+import tally_cli
+from tally_cli import app
+
+@app.app.command()
+def wait() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        print(folder, flush=True)
+        threading.Event().wait()
+
+tally_cli.main()
+"""
+
+
+def test_sigterm_leaves_as_ctrl_c_does() -> None:
+    """What a command had written aside is removed, and the exit code says what ended it."""
+    with subprocess.Popen([sys.executable, "-c", WAITS, "wait"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        there = folder.is_dir()
+        process.terminate()
+    assert there
+    assert process.returncode == TERMINATED == 143
+    assert not folder.exists()
