@@ -46,19 +46,18 @@ def progress(redis: Client, project: str, view: View) -> dict[Place, int]:
 
 def progress_of_each(redis: Client, project: str, views: Sequence[View]) -> dict[str, dict[Place, int]]:
     """View -> its `progress`, all as of one look."""
-    with reaching(redis):
-        stored = {shard: _fields(redis, key) for shard, key in _marks(redis, project).items()}
-    return {view.name: _come_to(stored, view) for view in views}
+    marks = _reached(redis, project, None)
+    return {view.name: _come_to(marks, view) for view in views}
 
 
-def _come_to(stored: Mapping[str, Mapping[str, int]], view: View) -> dict[Place, int]:
-    known = {text.split(":")[1] for fields in stored.values() for text in fields if text.startswith(f"{_SHARDS}:")}
+def _come_to(marks: Mapping[str, Mapping[str, int]], view: View) -> dict[Place, int]:
+    known = _heard_of(marks)
     begin = f"{definition(view)}:"
     result: dict[Place, int] = {}
-    for field in {text for fields in stored.values() for text in fields if text.startswith(begin)}:
+    for field in {text for fields in marks.values() for text in fields if text.startswith(begin)}:
         _, topic, partition = field.rsplit(":", 2)
         # A mark that no other has heard of is that of a primary which got its slots, with their data, from the others.
-        offsets = [fields.get(field, 0) for shard, fields in stored.items() if field in fields or shard in known]
+        offsets = [fields.get(field, 0) for shard, fields in marks.items() if field in fields or shard in known]
         result[topic, int(partition)] = min(offsets)
     return result
 
@@ -95,7 +94,7 @@ def begin_progress(
 def is_empty(redis: Client, project: str) -> bool:
     """Whether Redis holds no progress of any definition of the project."""
     with reaching(redis):
-        return not any(redis.exists(key) for key in _marks(redis, project).values())
+        return not any(_marks(redis, project).values())
 
 
 def writer_name() -> bytes:
@@ -116,8 +115,6 @@ def witness(
     Raises NotReadyError when a server that had shown it before has lost it since, without having been away.
     """
     replies = _on_each(redis, project, "tally_witness", views, positions, patience, writer)
-    if set(replies) != {1} and isinstance(redis, RedisCluster) and _marked_anew(redis, project, patience):
-        replies = _on_each(redis, project, "tally_witness", views, positions, patience, writer)
     if -1 in replies:
         raise NotReadyError(
             f"tally:{project}:progress was removed from Redis while workers were writing (FLUSHALL, DEL, or an eviction): what "
@@ -125,31 +122,6 @@ def witness(
             "teardown does), then run feast apply, tally bootstrap and tally stream."
         )
     return all(reply == 1 for reply in replies)
-
-
-def _marked_anew(redis: RedisCluster, project: str, patience: Patience | None) -> bool:
-    """Whether there were primaries whose mark no other has heard of; they have one now that says what the others' say.
-
-    Such a primary got its slots, with their data, from the others; or the slot of its mark has moved away from it.
-    """
-    with reaching(redis):
-        marks = _marks(redis, project)
-        stored = {shard: _fields(redis, key) for shard, key in marks.items()}
-    shards = f"{_SHARDS}:"
-    known = {text.split(":")[1] for fields in stored.values() for text in fields if text.startswith(shards)}
-    new = marks.keys() - known
-    if not new or not known:
-        return False
-    others = [fields for shard, fields in stored.items() if shard in known]
-    names = {text for fields in others for text in fields if not text.startswith(shards)}
-    come = {name: min(fields.get(name, 0) for fields in others) for name in names}
-    heard = {f"{_SHARDS}:{shard}:0": 1 for shard in marks}
-    commands = []
-    for shard, key in marks.items():
-        fields = come | heard if shard in new else heard
-        commands.append(("FCALL", "tally_begin", 1, key, *chain(*fields.items()), NAMELESS))
-    call(redis, commands, patience)
-    return True
 
 
 def _on_each(
@@ -162,18 +134,40 @@ def _on_each(
     writer: bytes,
 ) -> list[Any]:
     """Replies of a function that is called on every mark, with a field for each of `views` and `positions`."""
-    marks = _reached(redis, project, patience)
+    shards = _shards(redis, project, patience)
     fields: list[Any] = []
     for view in views:
         for (topic, partition), offset in positions.items():
             fields += [f"{definition(view)}:{topic}:{partition}", offset]
     if isinstance(redis, RedisCluster) and function != "tally_witness":
-        for shard in marks:
+        for shard in shards:
             fields += [f"{_SHARDS}:{shard}:0", 1]
-    return call(redis, [("FCALL", function, 1, key, *fields, writer) for key in marks.values()], patience)
+    keys = [progress_key(project, shard) for shard in shards]
+    return call(redis, [("FCALL", function, 1, key, *fields, writer) for key in keys], patience)
 
 
-def _reached(redis: Client, project: str, patience: Patience | None) -> dict[str, str]:
+def _shards(redis: Client, project: str, patience: Patience | None) -> list[str]:
+    """Those that have marks. A mark that no other has heard of says what the others say, before anything is written to it.
+
+    Its primary got its slots, with their data, from the others; or the slot of the mark that it had has moved away from it.
+    """
+    if not isinstance(redis, RedisCluster):
+        return [""]
+    stored = _reached(redis, project, patience)
+    known = _heard_of(stored)
+    new = stored.keys() - known
+    others = [fields for shard, fields in stored.items() if shard in known]
+    if new and others:
+        names = {name for fields in others for name in fields if not name.startswith(f"{_SHARDS}:")}
+        come = {name: min(fields.get(name, 0) for fields in others) for name in names}
+        heard = {f"{_SHARDS}:{shard}:0": 1 for shard in stored}
+        for some, said in ((new, come | heard), (known, heard)):  # nobody hears of a mark before it is made
+            keys = [progress_key(project, shard) for shard in some]
+            call(redis, [("FCALL", "tally_begin", 1, key, *chain(*said.items()), NAMELESS) for key in keys], patience)
+    return list(stored)
+
+
+def _reached(redis: Client, project: str, patience: Patience | None) -> dict[str, dict[str, int]]:
     while True:
         try:
             with reaching(redis):
@@ -189,28 +183,31 @@ def _fields(redis: Client, key: str) -> dict[str, int]:
     return {field.decode(): int(offset) for field, offset in stored.items()}
 
 
-def _marks(redis: Client, project: str) -> dict[str, str]:
-    """Shard -> key of its mark. A primary's shard is the least number whose hash slot it has; a single server's is ``""``.
+def _marks(redis: Client, project: str) -> dict[str, dict[str, int]]:
+    """Shard -> what its mark says. A primary's shard is the least number whose hash slot it has; a single server's is ``""``.
 
     Those that were marks before slots moved still are: their slots may move back.
     """
-    if not isinstance(redis, RedisCluster):
-        return {"": progress_key(project)}
-    marks = _least(redis, project)
-    fields = {text for key in marks.values() for text in _fields(redis, key)}
-    before = {text.split(":")[1] for text in fields if text.startswith(f"{_SHARDS}:")}
-    return marks | {shard: progress_key(project, shard) for shard in before}
+    shards = _least(redis) if isinstance(redis, RedisCluster) else [""]
+    marks = {shard: _fields(redis, progress_key(project, shard)) for shard in shards}
+    before = _heard_of(marks) - marks.keys()
+    return marks | {shard: _fields(redis, progress_key(project, shard)) for shard in before}
 
 
-def _least(redis: RedisCluster, project: str) -> dict[str, str]:
+def _heard_of(marks: Mapping[str, Mapping[str, int]]) -> set[str]:
+    """The shards that any mark names as one that has a mark."""
+    return {name.split(":")[1] for fields in marks.values() for name in fields if name.startswith(f"{_SHARDS}:")}
+
+
+def _least(redis: RedisCluster) -> list[str]:
     owners = cast(Mapping[int, Sequence[Any]], redis.nodes_manager.slots_cache)
     without = {found[0].name for found in owners.values()}
-    marks: dict[str, str] = {}
+    shards: list[str] = []
     for number in map(str, count()):
         if not without:
-            return marks
+            return shards
         owner = owners[key_slot(number.encode())][0].name if key_slot(number.encode()) in owners else ""
         if owner in without:
             without.remove(owner)
-            marks[number] = progress_key(project, number)
+            shards.append(number)
     raise AssertionError("unreachable")

@@ -7,10 +7,11 @@
 -- one is being loaded, so they are bound when a function is called.
 local read, write, sub, byte, floor
 
--- The writers to whom this very server has shown that it holds all that they know to be written (`witness`). They are kept
--- in this library's memory and not in the data, so a server that was started again, promoted or loaded from a snapshot
--- knows none: what such a writer sends is refused, until it has looked again. The nameless writer relies on nothing.
-local witnessed, witnesses = { [''] = true }, 0
+-- The writers to whom this very server has shown that it holds all that they know to be written, and by which keys
+-- (`witness`). They are kept in this library's memory and not in the data, so a server that was started again, promoted or
+-- loaded from a snapshot knows none: what such a writer sends is refused, until it has looked again. The nameless writer
+-- relies on nothing.
+local witnessed, witnesses = { [''] = {} }, 0
 
 local LATEST_FORMAT, TILES_FORMAT = 1, 2
 local HALF = 4294967296
@@ -466,17 +467,20 @@ end
 
 -- ARGV: field, offset, field, offset, ..., writer. Whether each field of the hash has come to its offset at least. 1: it
 -- has, and this server takes the writer's word from now on. 0: it has not. -1: it has not, although the server had shown
--- it before, so the data were changed beneath us and not by a start, a failover or a snapshot.
+-- this hash to the writer before, so the data were changed beneath us and not by a start, a failover or a snapshot.
 local function witness(keys, args)
-  local writer = args[#args]
+  local key, writer = keys[1], args[#args]
   for i = 1, #args - 1, 2 do
-    local stored = redis.call('HGET', keys[1], args[i])
-    if not stored or tonumber(stored) < tonumber(args[i + 1]) then return witnessed[writer] and -1 or 0 end
+    local stored = redis.call('HGET', key, args[i])
+    if not stored or tonumber(stored) < tonumber(args[i + 1]) then
+      return witnessed[writer] and witnessed[writer][key] and -1 or 0
+    end
   end
   if not witnessed[writer] then
-    if witnesses >= 4096 then witnessed, witnesses = { [''] = true }, 0 end
-    witnessed[writer], witnesses = true, witnesses + 1
+    if witnesses >= 4096 then witnessed, witnesses = { [''] = {} }, 0 end
+    witnessed[writer], witnesses = {}, witnesses + 1
   end
+  witnessed[writer][key] = true
   return 1
 end
 

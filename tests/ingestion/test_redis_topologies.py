@@ -18,6 +18,7 @@ from ingestion.redis_calls import ReplacedError, _look_around, load_library, pri
 from ingestion.redis_store import TileWriter, publish_plan, view_mark
 from ingestion.report import Summary
 from tally.errors import NotReadyError
+from tally.layout import progress_key
 from tests import redis_servers
 from tests.ingestion import plans
 from tests.ingestion.test_kafka import DEADLINE_S, Topic, eventually, latest_by_number, make_topic, servers
@@ -127,7 +128,7 @@ def test_slots_move_under_a_running_worker(
 
     with working(topic) as worker:
         arrives()
-        marks = [key.encode() for key in _marks(client, topic.plan.project).values()]
+        marks = [progress_key(topic.plan.project, shard).encode() for shard in _marks(client, topic.plan.project)]
         for key in (prefix + b"a", *marks, prefix + b"b", *marks, prefix + b"c", *marks):
             with redis_cluster.moving(key_slot(key)):
                 topic.send(50)
@@ -251,16 +252,52 @@ def test_a_mark_whose_slot_moves_is_no_loss(
     assert witness(client, "p", (), {}, name)
     advance_progress(client, "p", [view], {("t", 0): 5}, writer=name)
     before = _marks(client, "p")
-    with redis_cluster.moving(key_slot(min(before.values()).encode())):
+    with redis_cluster.moving(key_slot(progress_key("p", min(before)).encode())):
         pass
     _look_around(client)
-    assert _marks(client, "p") != before
+    assert _marks(client, "p").keys() != before.keys()
 
     assert witness(client, "p", [view], {("t", 0): 5}, name)
     assert progress(client, "p", view) == {("t", 0): 5}
-    new = next(key for shard, key in _marks(client, "p").items() if shard not in before)
-    client.delete(new)
+    new = next(shard for shard in _marks(client, "p") if shard not in before)
+    client.delete(progress_key("p", new))
     assert progress(client, "p", view) == {("t", 0): 0}
+
+
+def test_a_new_mark_is_no_loss_where_a_batch_has_some_partitions_only(
+    redis_on: Callable[[str], Client], redis_cluster: redis_servers.ClusterServers
+) -> None:
+    """A primary's new mark knows all partitions, topics and views from the first write on, whatever that was about."""
+    client, view, name = redis_on("cluster"), plans.window_view(), writer_name()
+    load_library(client)
+    assert witness(client, "p", (), {}, name)
+    advance_progress(client, "p", [view], {("t", 0): 5, ("t", 1): 8}, writer=name)
+    with redis_cluster.moving(key_slot(progress_key("p", min(_marks(client, "p"))).encode())):
+        pass
+    _look_around(client)
+
+    advance_progress(client, "p", [view], {("t", 0): 6}, writer=name)
+
+    assert progress(client, "p", view) == {("t", 0): 6, ("t", 1): 8}
+    assert witness(client, "p", [view], {("t", 0): 6, ("t", 1): 8}, name)
+
+
+def test_a_mark_that_lags_is_looked_at_again_where_it_was_never_shown(redis_on: Callable[[str], Client]) -> None:
+    """Another worker made it from what it knew: the writer reads again. Only what was shown, and went back, was removed."""
+    client, view, name = redis_on("cluster"), plans.window_view(), writer_name()
+    load_library(client)
+    assert witness(client, "p", (), {}, name)
+    advance_progress(client, "p", [view], {("t", 0): 5}, writer=name)
+    client.hset(progress_key("p", "7"), f"{view.name}@{view.hash}:t:0", "4")
+    client.hset(progress_key("p", min(_marks(client, "p"))), "shards:7:0", "1")
+
+    assert not witness(client, "p", [view], {("t", 0): 5}, name)
+
+    advance_progress(client, "p", [view], {("t", 0): 5}, writer=name)
+    assert witness(client, "p", [view], {("t", 0): 5}, name)
+    client.delete(progress_key("p", "7"))
+    with pytest.raises(NotReadyError, match="was removed from Redis"):
+        witness(client, "p", [view], {("t", 0): 5}, name)
 
 
 def test_a_server_that_knows_nothing_of_a_writer_takes_nothing(
