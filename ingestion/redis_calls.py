@@ -169,7 +169,8 @@ def _by_node(redis: RedisCluster, commands: Sequence[Command]) -> list[Any]:
         if isinstance(reply, errors.AskError) and not isinstance(reply, errors.MovedError):  # its slot is on the move
             target = cast(Any, redis).get_node(reply.host, reply.port)
             if target is not None:  # else the cluster is asked for its nodes, and then this again
-                replies[number] = _pipelined(redis.get_redis_connection(target), [("ASKING",), commands[number]])[1]
+                asked, answer = _pipelined(redis.get_redis_connection(target), [("ASKING",), commands[number]])
+                replies[number] = asked if isinstance(asked, Exception) else answer
     return replies
 
 

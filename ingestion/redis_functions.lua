@@ -470,11 +470,10 @@ end
 -- this hash to the writer before, so the data were changed beneath us and not by a start, a failover or a snapshot.
 local function witness(keys, args)
   local key, writer = keys[1], args[#args]
+  local shown = witnessed[writer] and witnessed[writer][key]
   for i = 1, #args - 1, 2 do
     local stored = redis.call('HGET', key, args[i])
-    if not stored or tonumber(stored) < tonumber(args[i + 1]) then
-      return witnessed[writer] and witnessed[writer][key] and -1 or 0
-    end
+    if not stored or tonumber(stored) < tonumber(args[i + 1]) then return shown and -1 or 0 end
   end
   if not witnessed[writer] then
     if witnesses >= 4096 then witnessed, witnesses = { [''] = {} }, 0 end

@@ -51,8 +51,8 @@ MISTAKES = [
     ),
     Planted(
         "a server is witnessed unseen",
-        "if not stored or tonumber(stored) < tonumber(args[i + 1]) then return witnessed",
-        "if false then return witnessed",
+        "if not stored or tonumber(stored) < tonumber(args[i + 1]) then return shown",
+        "if false then return shown",
     ),
     Planted("the fence is not looked at", "if fence >= first then clear = false end", ""),
     Planted("the fence's own event counts again", "if fence >= first then", "if fence > first then"),
@@ -89,11 +89,11 @@ MISTAKES = [
 
 
 def run_until_found(spoilt: type[FenceProtocol]) -> None:
-    """A bounded number of runs, always the same ones."""
+    """A bounded number of runs. The hardest mistake takes some 250 of them, more or fewer by what else was imported."""
     run_state_machine_as_test(
         spoilt,
         settings=settings(
-            max_examples=1000, stateful_step_count=STEPS, derandomize=True, database=None, phases=[Phase.generate],
+            max_examples=5000, stateful_step_count=STEPS, derandomize=True, database=None, phases=[Phase.generate],
             report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip

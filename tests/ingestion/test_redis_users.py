@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from redis.crc import key_slot
 
 from connections import RefusedError, open_client, reaching
-from ingestion.progress import advance_progress, progress, witness, writer_name
-from ingestion.redis_calls import load_library
+from ingestion.progress import NAMELESS, advance_progress, progress, witness, writer_name
+from ingestion.redis_calls import call, load_library
 from ingestion.redis_store import LatestWriter, mark_view, publish_plan
 from serving_client import AsyncFeatureClient, FeatureClient
 from tally.columns import column
+from tally.layout import progress_key
 from tally.plan import Service, ViewUse, hashed_service
 from tests import redis_servers
 from tests.ingestion import plans
@@ -141,6 +143,25 @@ def test_the_same_rights_do_elsewhere(topology: str, request: pytest.FixtureRequ
             serving.set("p/anything", 1)
         for key in list(apply.scan_iter("tally:p:*")):
             apply.unlink(key)
+
+
+@pytest.mark.parametrize("left_out", ["", "+asking"])
+def test_rights_while_a_slot_moves(left_out: str, redis_cluster: redis_servers.ClusterServers) -> None:
+    """What the page adds for a cluster is enough, and the error names what is missing."""
+    redis_cluster.settle()
+    redis_cluster.flush()
+    extra = re.findall(r"`((?:\+[\w|]+ ?)+)`", PAGE.read_text())[0].split()
+    rules = [*users_of_the_page("p")["worker"], *(right for right in extra if right != left_out)]
+    set_user(redis_cluster.nodes, "worker", rules)
+    command = ("FCALL", "tally_begin", 1, progress_key("p", "0"), "f", 1, NAMELESS)
+    with open_client(redis_cluster.url) as admin, redis_cluster.moving(key_slot(command[3].encode())):
+        load_library(admin)
+        with open_client(redis_cluster.url.replace("://", "://worker:s3cret@")) as worker:
+            if left_out:
+                with pytest.raises(RefusedError, match="asking"):
+                    call(worker, [command])
+            else:
+                assert call(worker, [command]) == [b"OK"]
 
 
 def set_user(servers: Sequence[redis_servers.Server], name: str, rules: Sequence[str]) -> None:
