@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -86,6 +87,7 @@ def _feast(folder: Path, kind: str, name: str) -> float:
     from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
     from feast.types import Float64, Int64
 
+    os.chdir(folder)  # DuckDB spills into the working directory
     store = FeatureStore(
         config=RepoConfig(
             project="bench",
