@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tally.errors import DataError
 
 _NO_SECRET = SecretStr("")
 
@@ -16,6 +18,7 @@ class Settings(BaseSettings):
 
     An empty or missing variable means "not set". Values given to the constructor win over the environment.
     Secrets never appear in `repr`; `redis_url` and `schema_registry_url` may carry a password, so they do not appear either.
+    Raises DataError for a value of the wrong type, naming the variable.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
@@ -53,6 +56,17 @@ class Settings(BaseSettings):
     tally_home: Path = Path(".tally")
     tally_kafka_lib: Path | None = None
     tally_require_apache_kafka: bool = False
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Settings]) -> Settings:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors(include_input=False)
+            )
+            raise DataError(f"The environment cannot be used ({wrong}); correct the variable, or unset it.") from None
 
     @classmethod
     def for_repo(cls, repo: Path) -> Settings:

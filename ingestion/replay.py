@@ -48,6 +48,8 @@ REPLAYED: Final = "tally-replayed"
 """Header of a note in a dead-letter topic: which letter was replayed. Notes have neither key nor value."""
 REPLAY_OF: Final = "tally-replay-of"
 """Header of a replayed message: where the original is."""
+_CRITICAL: Final = 2
+"""librdkafka's log level (syslog's numbers)."""
 _BATCH: Final = 1_000
 _SILENCE_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.01
@@ -129,9 +131,9 @@ def _text(value: bytes | None) -> str:
 
 def _messages(config: Mapping[str, Any], topics: Sequence[str]) -> list[Message]:
     """All messages of the topics, partition by partition. Raises UnavailableError."""
-    consumer = Consumer(
-        {**config, "group.id": "tally-dead-letters", "enable.auto.commit": False, "enable.partition.eof": True}
-    )
+    reasons: list[str] = []
+    reading = {"group.id": "tally-dead-letters", "enable.auto.commit": False, "enable.partition.eof": True}
+    consumer = Consumer({**config, **reading, **_quiet(reasons)})
     found: list[Message] = []
     try:
         known = consumer.list_topics(timeout=KAFKA_SECONDS).topics
@@ -157,15 +159,22 @@ def _messages(config: Mapping[str, Any], topics: Sequence[str]) -> list[Message]
                 elif not error.retriable():
                     raise KafkaException(error)  # noqa: TRY301
     except KafkaException as error:
-        raise _unavailable(config, error) from error
+        consumer.poll(0)  # serves the error callback, which knows more
+        raise _unavailable(config, error, reasons) from error
     finally:
         consumer.close()
     return sorted(found, key=lambda message: (message.topic(), message.partition(), message.offset()))
 
 
-def _unavailable(config: Mapping[str, Any], error: KafkaException) -> UnavailableError:
+def _quiet(reasons: list[str]) -> dict[str, Any]:
+    """Properties with which librdkafka says what fails to `reasons`, not to stderr."""
+    return {"log_level": _CRITICAL, "error_cb": lambda error: reasons.append(error.str())}
+
+
+def _unavailable(config: Mapping[str, Any], error: KafkaException, reasons: Sequence[str]) -> UnavailableError:
+    reason = reasons[0] if reasons else error.args[0].str()
     return UnavailableError(
-        f"Kafka at {config.get('bootstrap.servers')} cannot be used ({error.args[0].str()}); check KAFKA_BOOTSTRAP_SERVERS, "
+        f"Kafka at {config.get('bootstrap.servers')} cannot be used ({reason}); check KAFKA_BOOTSTRAP_SERVERS, "
         "the security settings and that the brokers are up."
     )
 
@@ -235,11 +244,13 @@ class Replayer:
     def __init__(self, config: Mapping[str, Any], project: str) -> None:
         self._config = config
         self._last: dict[tuple[Any, ...], Any] = {}
-        self._producer = Producer({**config, "transactional.id": f"tally-replay-{project}"})
+        self._reasons: list[str] = []
+        mine = {"transactional.id": f"tally-replay-{project}"}
+        self._producer = Producer({**config, **mine, **_quiet(self._reasons)})
         try:
             self._producer.init_transactions(_SILENCE_SECONDS)
         except KafkaException as error:
-            raise _unavailable(config, error) from error
+            raise self._failed(error) from error
 
     def send(self, letters: Sequence[DeadLetter]) -> int:
         """Send letters, each once; how many. Whoever reads the topics from now on finds them.
@@ -255,15 +266,19 @@ class Replayer:
                 self._producer.commit_transaction(_SILENCE_SECONDS)
             self._wait_until_read()
         except KafkaException as error:
-            raise _unavailable(self._config, error) from error
+            raise self._failed(error) from error
         return len(letters)
+
+    def _failed(self, error: KafkaException) -> UnavailableError:
+        self._producer.poll(0)  # serves the error callback, which knows more
+        return _unavailable(self._config, error, self._reasons)
 
     def _wait_until_read(self) -> None:
         """A commit is only a decision: brokers show the messages to readers once its marks are in every partition.
 
         Waits no longer than `_SILENCE_SECONDS`, for somebody else's open transaction may hide ours.
         """
-        consumer = Consumer({**self._config, "group.id": "tally-dead-letters"})
+        consumer = Consumer({**self._config, "group.id": "tally-dead-letters", **_quiet(self._reasons)})
         give_up = time.monotonic() + _SILENCE_SECONDS
         try:
             for place, last in self._last.items():

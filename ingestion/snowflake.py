@@ -110,6 +110,14 @@ def _connect(connect_args: Mapping[str, Any]) -> Any:
         raise UnavailableError(
             f"Snowflake account {account!r} cannot be reached ({error.msg}); check SNOWFLAKE_ACCOUNT and its companions."
         ) from error
+    except (OSError, ValueError, TypeError) as error:  # of the key file: absent, of another form, another passphrase
+        key = connect_args.get("private_key_file")
+        if key is None:
+            raise
+        raise UnavailableError(
+            f"The private key {key} cannot be used ({error}); check SNOWFLAKE_PRIVATE_KEY_FILE (PKCS 8 in PEM) and "
+            "SNOWFLAKE_PRIVATE_KEY_PASSPHRASE."
+        ) from error
 
 
 def _ingest_one(

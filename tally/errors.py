@@ -13,6 +13,10 @@ class DataError(TallyError):
     """Rows, labels or messages that break the rules (missing column, wrong type, value out of range)."""
 
 
+class ArgumentError(DataError):
+    """An argument without a meaning, whatever the data: a size that is none, a version that no instant is."""
+
+
 class StoredBytesError(TallyError):
     """Bytes read from the online store that do not decode; names the key."""
 

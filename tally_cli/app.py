@@ -16,6 +16,7 @@ from tally_cli import errors
 from tally_cli.bootstrap import bootstrap
 from tally_cli.dlq import dlq
 from tally_cli.export import export
+from tally_cli.flags import Command, Group
 from tally_cli.ingest import ingest
 from tally_cli.output import JsonHandler, LogHandler
 from tally_cli.services import down, status, up
@@ -35,21 +36,21 @@ class LogFormat(StrEnum):
 
 app = typer.Typer(
     name="tally",
+    cls=Group,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(rich_help_panel="Data in")(ingest)
-app.command(rich_help_panel="Data in")(bootstrap)
-app.command(rich_help_panel="Data in")(stream)
+for panel, commands in {
+    "Data in": (ingest, bootstrap, stream),
+    "Data out": (export, sizes),
+    "Embedded services": (up, down, status),
+}.items():
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(dlq, name="dlq", rich_help_panel="Data in")
-app.command(rich_help_panel="Data out")(export)
-app.command(rich_help_panel="Data out")(sizes)
-app.command(rich_help_panel="Embedded services")(up)
-app.command(rich_help_panel="Embedded services")(down)
-app.command(rich_help_panel="Embedded services")(status)
 
 
 def _print_version(asked: bool) -> None:
@@ -78,7 +79,6 @@ def tally(
 
     A new repository goes through these commands in this order:
 
-    \b
     feast -c feature_repo apply     compile the definitions into a plan
     tally ingest                    Snowflake -> offline store
     tally bootstrap                 windows: offline store -> Redis
@@ -86,10 +86,10 @@ def tally(
     tally stream                    Kafka -> Redis, until stopped
     tally export SERVICE ...        a training set, as of each label's time
 
-    \b
     REDIS_URL, KAFKA_BOOTSTRAP_SERVERS and SNOWFLAKE_ACCOUNT lead to services
     of your own; for those that are not set embedded ones are started.
-    Exit codes: 0 good, 1 failed work, 2 wrong usage.
+
+    Exit codes: 0 good, 1 failed work, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
     os.environ[errors.DEBUG_VARIABLE] = "1" if debug else ""
     logging.basicConfig(

@@ -12,17 +12,15 @@ from tally_cli.repository import DEFAULT_REPO, Repo, chosen_views, open_plan, op
 
 
 def bootstrap(
-    views: Annotated[
-        list[str] | None, typer.Argument(metavar="[VIEW]...", help="Stream views; all by default.")
-    ] = None,
+    views: Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Stream views; all by default.")] = None,
     repo: Repo = DEFAULT_REPO,
 ) -> None:
     """Fill Redis with the windows of stream views, from the offline store.
 
-    Run it after tally ingest and before tally stream, which goes on behind the last event that was ingested. Running it
-    again is safe: what Redis already has beyond the offline store is kept.
+    Run it after tally ingest and before tally stream, which goes on behind
+    the last event that was ingested. Running it again is safe: what Redis
+    already has beyond the offline store is kept.
 
-    \b
     tally bootstrap
     tally bootstrap origin_departures carrier_departures
     """

@@ -12,14 +12,17 @@ import typer
 from tally.plan import Plan
 from tally.time import to_datetime
 from tally_cli.errors import UsageError
+from tally_cli.flags import Command, Group
 from tally_cli.output import say, table
-from tally_cli.repository import DEFAULT_REPO, Repo, open_plan, open_registry, settings_with
+from tally_cli.repository import DEFAULT_REPO, Repo, chosen_views, open_plan, open_registry, settings_with
 
 if TYPE_CHECKING:
     from infra.settings import Settings
     from ingestion.replay import DeadLetter, Judged
 
-dlq = typer.Typer(no_args_is_help=True, help="Messages that could not be used: look at them, send them again.")
+dlq = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Messages that could not be used: look at them, send them again."
+)
 
 Topic = Annotated[
     list[str] | None, typer.Option("--topic", metavar="TOPIC", help="A topic, repeatable; all by default.")
@@ -30,7 +33,7 @@ View = Annotated[
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Only reasons that contain this text.")]
 
 
-@dlq.command("list")
+@dlq.command("list", cls=Command)
 def list_letters(
     topic: Topic = None,
     view: View = None,
@@ -40,13 +43,12 @@ def list_letters(
 ) -> None:
     """Show the dead letters that were not replayed, by topic, view and reason.
 
-    \b
     tally dlq list
     tally dlq list --view origin_departures --reason "is null" --messages
     """
     plan = open_plan(repo)
-    settings = settings_with(repo, "kafka")
-    found = _judged(plan, settings, _chosen(plan, settings, topic, view, reason))
+    topics, views = _chosen(plan, topic, view)
+    found = _judged(plan, settings_with(repo, "kafka"), topics, views, reason)
     if not found:
         say("No dead letters.")
         return
@@ -74,7 +76,7 @@ def list_letters(
     )
 
 
-@dlq.command("replay")
+@dlq.command("replay", cls=Command)
 def replay_letters(
     topic: Topic = None,
     view: View = None,
@@ -84,19 +86,20 @@ def replay_letters(
 ) -> None:
     """Send dead letters to their topics again, each once, now that what was wrong is mended.
 
-    What would be refused again stays. After a change of a definition nothing needs a replay: the new one reads the
-    messages itself, from the topic or by tally bootstrap.
+    What would be refused again stays. After a change of a definition nothing
+    needs a replay: the new one reads the messages itself, from the topic or
+    by tally bootstrap.
 
-    \b
     tally dlq replay --dry-run
     tally dlq replay --topic flights.departures --reason "schema id"
     """
     from ingestion.replay import Replayer
 
     plan = open_plan(repo)
+    topics, views = _chosen(plan, topic, view)
     settings = settings_with(repo, "kafka")
     replayer = None if dry_run else Replayer(settings.kafka_config(), plan.project)
-    found = _judged(plan, settings, _chosen(plan, settings, topic, view, reason))
+    found = _judged(plan, settings, topics, views, reason)
     ready = [one.letter for one in found if one.state == "ready"]
     if replayer is None:
         say(f"{len(ready):,} would be sent again")
@@ -106,23 +109,24 @@ def replay_letters(
         say(f"{count:,} {state}: {why}")
 
 
-def _chosen(
-    plan: Plan, settings: Settings, topics: Sequence[str] | None, views: Sequence[str] | None, reason: str
-) -> list[DeadLetter]:
-    from ingestion.replay import read_letters
-
+def _chosen(plan: Plan, topics: Sequence[str] | None, views: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The topics and views to look at; no view: whatever refused. Raises UsageError."""
     known = sorted({source.topic for source in plan.sources if source.topic})
     if unknown := [name for name in topics or () if name not in known]:
         raise UsageError(f"Project {plan.project} has no topic {unknown[0]!r}. It has: {', '.join(known) or 'none'}.")
-    for name in views or ():
-        plan.view(name)
-    letters = read_letters(settings.kafka_config(), topics or known)
-    return [one for one in letters if (not views or one.view in views) and reason in one.reason]
+    streamed = [view for view in plan.views if view.stream]
+    named = [view.name for view in chosen_views(streamed, views, plan, "stream view")] if views else []
+    return list(topics or known), named
 
 
-def _judged(plan: Plan, settings: Settings, letters: Sequence[DeadLetter]) -> list[Judged]:
-    from ingestion.replay import judge
+def _judged(plan: Plan, settings: Settings, topics: Sequence[str], views: Sequence[str], reason: str) -> list[Judged]:
+    from ingestion.replay import judge, read_letters
 
+    letters = [
+        one
+        for one in read_letters(settings.kafka_config(), topics)
+        if (not views or one.view in views) and reason in one.reason
+    ]
     return judge(plan, letters, open_registry(settings), time.time_ns() // 1000)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tally.errors import TallyError, UnknownServiceError
+from tally.errors import ArgumentError, TallyError, UnknownServiceError
 
 GOOD: Final = 0
 FAILED: Final = 1
@@ -40,6 +40,8 @@ def sentence(error: Exception) -> str | None:
     # Named, not imported: whoever raised it has loaded the module, and the other commands need not.
     if isinstance(error, TallyError) or _is_local_service_error(type(error)):
         return "\n".join([str(error), *getattr(error, "__notes__", ())])
+    if reason := _unusable_kafka_setting(error):
+        return f"Kafka's settings cannot be used ({reason}); check the variables that begin with KAFKA_."
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in EXTRAS:
@@ -49,7 +51,17 @@ def sentence(error: Exception) -> str | None:
 
 def exit_code(error: Exception) -> int:
     """How a command ends that raised `error`."""
-    return WRONG_USAGE if isinstance(error, UsageError | UnknownServiceError) else FAILED
+    return WRONG_USAGE if isinstance(error, UsageError | ArgumentError | UnknownServiceError) else FAILED
+
+
+def _unusable_kafka_setting(error: Exception) -> str | None:
+    """What librdkafka says of a property that no client can be made with; it repeats no password."""
+    if type(error).__name__ != "KafkaException":
+        return None
+    from confluent_kafka import KafkaError
+
+    told = error.args[0]
+    return str(told.str()) if told.code() == KafkaError._INVALID_ARG else None  # noqa: SLF001
 
 
 def _is_local_service_error(kind: type[Exception]) -> bool:

@@ -37,7 +37,10 @@ def export(
         ),
     ],
     service: Annotated[
-        str | None, typer.Argument(metavar="SERVICE", help="The feature service to export.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="SERVICE", help="The feature service to export, unless a manifest names it.", show_default=False
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
@@ -91,7 +94,6 @@ def export(
     Every label row comes back, in the same order, with all its columns.
     Times without a zone are UTC. The file is complete or not there at all.
 
-    \b
     tally export arrival_delay --labels labels.parquet --out t.parquet
     # as a lookup would have answered, without what came too late
     tally export ... --visibility as_served

@@ -12,7 +12,7 @@ from tally_cli.repository import DEFAULT_REPO, Repo, chosen_sources, open_plan, 
 
 def ingest(
     tables: Annotated[
-        list[str] | None, typer.Argument(metavar="[TABLE]...", help="Sources or their tables; all by default.")
+        list[str] | None, typer.Argument(metavar="TABLE", help="Sources or their tables; all by default.")
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Read the tables from the beginning, not from where the last run stopped.")
@@ -21,10 +21,9 @@ def ingest(
 ) -> None:
     """Copy new rows of Snowflake tables into the offline store.
 
-    Each table is one transaction with its watermark: a run that is interrupted leaves nothing half done, and no row
-    is taken twice.
+    Each table is one transaction with its watermark: a run that is
+    interrupted leaves nothing half done, and no row is taken twice.
 
-    \b
     tally ingest
     tally ingest flights_departures WEATHER
     tally ingest --full weather              after its definition has changed

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +16,7 @@ from rich.table import Table
 
 OUT = Console()
 ERR = Console(stderr=True)
+_UNBOUNDED: Final = 1_000_000
 
 
 class LogHandler(logging.Handler):
@@ -51,11 +53,14 @@ def say(text: str) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table of the result."""
-    shown = Table(*head, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    """A table of the result: as wide as the terminal, and elsewhere, where it may be for `grep`, as wide as it needs."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for name in head:
+        shown.add_column(name, overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    OUT.print(shown, markup=False, highlight=False)
+    out = OUT if OUT.is_terminal else Console(width=_UNBOUNDED)
+    out.print(shown, markup=False, highlight=False)
 
 
 @contextmanager

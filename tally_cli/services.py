@@ -19,7 +19,6 @@ def up(repo: Repo = DEFAULT_REPO) -> None:
 
     Their data lives in .tally/ beside the repository (TALLY_HOME names another place).
 
-    \b
     tally up
     REDIS_URL=redis://cache:6379 tally up     starts Kafka and the Snowflake emulator only
     """
@@ -38,7 +37,6 @@ def down(
 ) -> None:
     """Stop the services that were started for this repository.
 
-    \b
     tally down           their data stays, and is there after the next tally up
     tally down --wipe    a clean start
     """
@@ -56,7 +54,6 @@ def down(
 def status(repo: Repo = DEFAULT_REPO) -> None:
     """Show where Redis, Kafka and Snowflake are. Exit code 1 if one runs and does not answer.
 
-    \b
     tally status
     """
     if not _show(_settings(repo)):

@@ -9,11 +9,12 @@ from tally_cli.repository import DEFAULT_REPO, Repo, open_plan, open_redis, sett
 def sizes(repo: Repo = DEFAULT_REPO) -> None:
     """Show how many bytes an entity of each view takes in Redis, beside what Feast's layout would take.
 
-    Redis measures a sample of the keys of each view. For Feast, the values of the same entities, windows as of now, are
-    written once more as its Redis store lays them out, measured, and deleted again. Feast keeps no tiles: a window's value
-    in its layout would stay as it is until somebody computes it anew.
+    Redis measures a sample of the keys of each view. For Feast, the values
+    of the same entities, windows as of now, are written once more as its
+    Redis store lays them out, measured, and deleted again. Feast keeps no
+    tiles: in its layout a window's value would stay as it is until somebody
+    computes it anew.
 
-    \b
     tally sizes
     """
     plan = open_plan(repo)

@@ -35,22 +35,31 @@ def stream(
     group: Annotated[
         str | None,
         typer.Option(
-            "--group", help="The consumer group; tally-PROJECT by default. Another lets two plans run side by side."
+            "--group",
+            metavar="NAME",
+            help="The consumer group; tally-PROJECT by default. Another lets two plans run side by side.",
         ),
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option("--metrics-port", metavar="PORT", help="Serve /metrics, /health and /ready there; 0: a free one."),
+        typer.Option(
+            "--metrics-port",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve /metrics, /health and /ready there; 0: a free one.",
+        ),
     ] = None,
     repo: Repo = DEFAULT_REPO,
 ) -> None:
     """Apply events from Kafka to the windows and latest rows in Redis, each once, until stopped.
 
-    Ctrl-C and SIGTERM finish the batch at hand and leave. Start as many as there are partitions: they share the work.
-    While Redis or Kafka is away it waits and says so; with --until-end it does not begin without them.
-    Messages that cannot be used go to TOPIC.dlq with their reason.
+    Start as many as there are partitions: they share the work. Ctrl-C and
+    SIGTERM finish the batch at hand and leave, with exit code 0.
+    While Redis or Kafka is away it waits and says so; with --until-end it
+    does not begin without them.
+    Messages that cannot be used go to TOPIC.dlq with their reason: tally dlq.
 
-    \b
     tally stream
     tally stream --until-end                     catch up, then exit
     tally stream --view origin_departures

@@ -20,7 +20,7 @@ import tally
 from infra.repository import load_plan
 from infra.settings import Settings
 from ingestion.offline import high_watermarks, open_version, table_identity, unknown_arrivals, version_at
-from tally.errors import DataError, NotReadyError
+from tally.errors import ArgumentError, DataError, NotReadyError
 from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Plan, Service
 from tally.time import from_datetime
@@ -258,7 +258,7 @@ def _versions(plan: Plan, service: Service, offline_uri: str, wanted: OfflineVer
         try:
             wanted = datetime.fromisoformat(wanted)
         except ValueError as error:
-            raise DataError(
+            raise ArgumentError(
                 f"offline_version {wanted!r} is neither a version number nor an instant such as 2013-12-01T10:00:00Z."
             ) from error
     moment = from_datetime(wanted)

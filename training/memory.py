@@ -11,7 +11,7 @@ from dask.utils import parse_bytes
 
 from tally.aggregates import cells_of, limb_count
 from tally.dtypes import STORAGE, VARIABLE_WIDTH, Dtype
-from tally.errors import DataError
+from tally.errors import ArgumentError
 from tally.plan import View
 
 FIXED: Final = 450_000_000
@@ -30,16 +30,16 @@ _CGROUPS: Final = (
 def memory_limit(wanted: str | int | None) -> int:
     """Bytes that the process may hold: `wanted` ("4GB", "512MiB", a number), or a part of what is free now.
 
-    Raises DataError for a text that is no size, and below `LEAST`, with which nothing can be done.
+    Raises ArgumentError for a text that is no size, and below `LEAST`, with which nothing can be done.
     """
     if wanted is None:
         return max(LEAST, int(_available() * _SHARE))
     try:
         limit = int(parse_bytes(wanted))
     except ValueError as error:
-        raise DataError(f"memory is {wanted!r}; give a size such as 4GB or 512MiB.") from error
+        raise ArgumentError(f"memory is {wanted!r}; give a size such as 4GB or 512MiB.") from error
     if limit < LEAST:
-        raise DataError(
+        raise ArgumentError(
             f"memory is {wanted!r}; Python and its libraries alone need some: give at least {LEAST:,} bytes."
         )
     return limit

@@ -132,8 +132,15 @@ def _status(settings: Settings, part: str, service: Service | None) -> PartStatu
 
 @contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with (settings.home / "services.lock").open("w") as handle:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        handle = (settings.home / "services.lock").open("w")
+    except OSError as error:
+        raise LocalServiceError(
+            f"Embedded services cannot keep their state in {settings.home} ({error.strerror}); make that folder writable, or "
+            "name another with TALLY_HOME."
+        ) from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.local import LocalServiceError, embedded
-from ingestion import kafka
-from tally.errors import DataError, TallyError, UnknownServiceError
+from ingestion import kafka, replay
+from tally.errors import DataError, TallyError, UnavailableError, UnknownServiceError
 from tally_cli import TERMINATED, app, errors
 from tests.cli.conftest import Ended, Tally
 
@@ -188,6 +188,65 @@ def test_kafka_not_there(tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPat
     assert "KAFKA_BOOTSTRAP_SERVERS" in last
 
 
+def test_kafka_not_there_for_dead_letters(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Only the error speaks: librdkafka's own log, twenty lines a second, does not scroll it away."""
+    monkeypatch.setattr(replay, "KAFKA_SECONDS", 1.0)
+    with pytest.raises(UnavailableError, match=f"{NOBODY}.*KAFKA_BOOTSTRAP_SERVERS"):
+        replay.read_letters({"bootstrap.servers": NOBODY}, ["rides"])
+
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("KAFKA_SECURITY_PROTOCOL", "SASL_TLS", "SASL_TLS"),
+        ("KAFKA_SESSION_TIMEOUT_MS", "10s", "KAFKA_SESSION_TIMEOUT_MS"),
+    ],
+)
+def test_a_setting_of_kafka_that_is_none(
+    tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    """A variable without a meaning is named, or its value; passwords are not."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", NOBODY)
+    monkeypatch.setenv("KAFKA_SASL_PASSWORD", "hush")
+    monkeypatch.setenv(variable, value)
+    ended = tally("dlq", "list", "--repo", repo)
+
+    assert ended.code == 1
+    assert_one_sentence(ended, said, "KAFKA_")
+    assert "hush" not in ended.err
+
+
+@pytest.mark.parametrize("content", [None, "no key"])
+def test_a_private_key_that_is_none(
+    tally: Tally, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    """A key file that is absent or of another kind is named, with its variable."""
+    key = tmp_path / "key.p8"
+    if content is not None:
+        key.write_text(content)
+    monkeypatch.setenv("SNOWFLAKE_ACCOUNT", "org-account")
+    monkeypatch.setenv("SNOWFLAKE_USER", "tally")
+    monkeypatch.setenv("SNOWFLAKE_PRIVATE_KEY_FILE", str(key))
+    monkeypatch.setenv("SNOWFLAKE_PRIVATE_KEY_PASSPHRASE", "hush")
+    ended = tally("ingest", "--repo", repo)
+
+    assert ended.code == 1
+    assert_one_sentence(ended, str(key), "SNOWFLAKE_PRIVATE_KEY_FILE")
+    assert "hush" not in ended.err
+
+
+def test_a_home_that_cannot_be_made(tally: Tally, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedded services without a place for their state say which variable names another."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TALLY_HOME", str(tmp_path / "file" / "home"))
+    ended = tally("up", "--repo", repo)
+
+    assert ended.code == 1
+    assert_one_sentence(ended, str(tmp_path / "file" / "home"), "TALLY_HOME")
+
+
 def test_bootstrap_before_ingest(
     tally: Tally, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
@@ -205,6 +264,31 @@ def test_wrong_options_are_wrong_usage(tally: Tally, repo: Path) -> None:
     assert tally("export", "fare", "--repo", repo).code == 2
     assert tally("ingest", "--everything", "--repo", repo).code == 2
     assert tally("inject").code == 2
+    assert tally("stream", "--metrics-port", "99999", "--repo", repo).code == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("--memory", "5XB"), ("--memory", "1MB"), ("--offline-version", "then")])
+def test_an_option_without_a_meaning_is_wrong_usage(
+    tally: Tally, repo: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    """A size or a version that is none is repeated, with what one looks like."""
+    out = ("--labels", labels(tmp_path), "--out", tmp_path / "t.parquet")
+    ended = tally("export", "fare", *out, option, value, "--repo", repo)
+
+    assert ended.code == 2
+    assert_one_sentence(ended, value, "such as" if value != "1MB" else "at least")
+
+
+@pytest.mark.parametrize(("option", "value", "known"), [("--view", "tips", "rides_by_city"), ("--topic", "r", "rides")])
+@pytest.mark.parametrize("command", ["list", "replay"])
+def test_dead_letters_of_what_does_not_exist(
+    tally: Tally, repo: Path, command: str, option: str, value: str, known: str
+) -> None:
+    """A view or topic that the project does not have is wrong usage, noticed before Kafka is asked."""
+    ended = tally("dlq", command, option, value, "--repo", repo)
+
+    assert ended.code == 2
+    assert_one_sentence(ended, repr(value), known)
 
 
 @pytest.mark.parametrize(

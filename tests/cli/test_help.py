@@ -7,7 +7,8 @@ import pytest
 
 from tests.cli.conftest import Tally
 
-COMMANDS = ("ingest", "bootstrap", "stream", "export", "up", "down", "status")
+COMMANDS = ("ingest", "bootstrap", "stream", "dlq", "export", "sizes", "up", "down", "status")
+RUN = (*(name for name in COMMANDS if name != "dlq"), "dlq list", "dlq replay")
 
 
 def test_help_lists_every_command(tally: Tally) -> None:
@@ -20,14 +21,23 @@ def test_help_lists_every_command(tally: Tally) -> None:
     assert ended.out.index("tally ingest") < ended.out.index("tally bootstrap") < ended.out.index("tally stream")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", RUN)
 def test_help_of_a_command_teaches_with_an_example(tally: Tally, name: str) -> None:
     """Each command's help shows how to type it, and that it takes --repo."""
-    ended = tally(name, "--help")
+    ended = tally(*name.split(), "--help")
 
     assert ended.code == 0
     assert f"\n tally {name}" in ended.out
     assert "--repo" in ended.out
+
+
+@pytest.mark.parametrize("name", ["", "dlq", *RUN])
+def test_help_shows_what_is_typed(tally: Tally, name: str) -> None:
+    """No flag looks as if it took a value, no argument stands in two pairs of brackets, no control character is printed."""
+    ended = tally(*name.split(), "--help")
+
+    assert ended.code == 0
+    assert not [wrong for wrong in ("<bool>", "[[", "\b", "\x1b") if wrong in ended.out]
 
 
 def test_nothing_typed_is_help_and_wrong_usage(tally: Tally) -> None:
