@@ -11,7 +11,7 @@ ARGS   ?=
 .PHONY: help install demo test test-long test-faults lint format bench notebook up down lock clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 # UV_SYSTEM_CERTS: uv trusts what pip trusts, the machine's own certificates, which a company's proxy may have added to.
 install: $(VENV)/.installed ## make .venv with everything, at the versions of requirements.lock
