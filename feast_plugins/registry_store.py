@@ -11,7 +11,7 @@ from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RegistryConfig
 
 from feast_plugins.command_line import errors_as_sentences, is_command
-from feast_plugins.definitions import compile_plan, read_definitions
+from feast_plugins.compiler import compile_plan, read_definitions
 from feast_plugins.services import open_redis
 from infra.repository import plan_path
 from ingestion.redis_store import publish_plan

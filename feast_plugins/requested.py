@@ -11,7 +11,7 @@ from feast import FeatureService
 from feast.feature_view_projection import FeatureViewProjection
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_plugins.definitions import Definitions, compile_service
+from feast_plugins.compiler import Definitions, compile_service
 from tally.errors import DataError
 from tally.plan import Plan, Service
 

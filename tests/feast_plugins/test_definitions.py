@@ -30,7 +30,7 @@ from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 
-from feast_plugins.definitions import Definitions, compile_plan, read_definitions
+from feast_plugins.compiler import Definitions, compile_plan, read_definitions
 from tally.errors import DefinitionError
 from tally.functions import as_udf, describe
 from tally.plan import Field as PlanField
