@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from tally.columns import Column
@@ -49,4 +48,4 @@ def _series(column: Column) -> Any:
         return pd.DatetimeIndex(column.to_user()).tz_localize("UTC")
     if column.dtype == "String":
         return pd.array(column.values, dtype="string")
-    return np.array(column.to_user())
+    return column.to_user()

@@ -53,10 +53,10 @@ class Column:
         return Column(self.dtype, values, self.valid[safe] & found)
 
     def to_user(self) -> Values:
-        """The array that a user's function gets: NaN, NaT, None or a masked array where null."""
+        """The array that a user's function gets: NaN, NaT, None or a masked array where null. What is written into it stays there."""
         if self.dtype in ("Float64", "Float32"):
             if self.complete:
-                return self.values
+                return self.values.copy()
             return np.where(self.valid, self.values, self.values.dtype.type(np.nan))
         if self.dtype == "UnixTimestamp":
             moments = self.values.astype("datetime64[us]")
@@ -64,8 +64,8 @@ class Column:
                 moments[~self.valid] = np.datetime64("NaT")
             return moments
         if self.dtype in VARIABLE_WIDTH:
-            return self.values
-        return cast(Values, np.ma.MaskedArray(self.values, ~self.valid))
+            return self.values.copy()
+        return cast(Values, np.ma.MaskedArray(self.values.copy(), ~self.valid))
 
     def to_list(self) -> list[Any]:
         """Python values with None for nulls; timestamps are aware UTC datetimes."""

@@ -2,7 +2,8 @@
 
 A function's parameters name its inputs; it returns a dict of arrays, one value for each row. Nulls come and go in NumPy's
 own forms: NaN in floats, NaT in ``datetime64[us]``, None in object arrays of strings, masks in integers and booleans
-(`numpy.ma`). The same function gets a million rows offline and one online.
+(`numpy.ma`). The same function gets a million rows offline and one online. The arrays that it gets are its own: it may write
+into them.
 """
 
 from __future__ import annotations

@@ -41,8 +41,12 @@ Row = Mapping[str, Any]
 
 
 def combine(f64: Any, i64: Any, total: Any, weight: Any) -> dict[str, Any]:
-    """A request function: stored features, one of them windowed, with a request field."""
-    return {"score": f64 * weight + total, "next": i64 + 1, "heavy": weight > 1.5}
+    """A request function: stored features, one of them windowed, with a request field. It writes into what it is given."""
+    heavy = weight > 1.5
+    weight *= f64
+    f64[:] = total
+    i64 += 1
+    return {"score": weight + f64, "next": i64, "heavy": heavy}
 
 
 def echo(text: Any, label: Any) -> dict[str, Any]:

@@ -89,6 +89,20 @@ def test_user_form_and_back(dtype: Dtype, data: st.DataObject) -> None:
         assert infer_dtype(user) == dtype
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_user_form_is_its_own(dtype: Dtype, data: st.DataObject) -> None:
+    """Whatever a user's function writes into what it gets, the column stays as it is."""
+    items = data.draw(rows(dtype))
+    held = column(dtype, items)
+    user = held.to_user()
+    user[:] = None if user.dtype == object else 1
+    if isinstance(user, np.ma.MaskedArray):
+        user.mask = True
+    check_form(held)
+    assert agree(held, items)
+
+
 @pytest.mark.parametrize("null", NULLS, ids=repr)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_null_is_a_null(dtype: Dtype, null: Any) -> None:

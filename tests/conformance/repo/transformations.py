@@ -12,7 +12,8 @@ Floats = NDArray[np.float64]
 
 def event(f64: Floats, divisor: Floats) -> dict[str, Floats]:
     """f64 over divisor where there is one: how an event gets a NaN, an infinity or a negative zero."""
-    return {"f64": np.where(np.isnan(divisor), f64, f64 / divisor)}
+    np.divide(f64, divisor, out=f64, where=~np.isnan(divisor))  # what a function is given is its own
+    return {"f64": f64}
 
 
 def timed(micros: Any) -> dict[str, Any]:
@@ -26,8 +27,9 @@ def combined(f64_sum_1h: Floats, temperature: Floats, weight: Floats) -> dict[st
 
 
 def next_reading(r_i64: Any) -> dict[str, Any]:
-    """An integer that may be null, plus one; beyond 2^53 a detour through floats would show."""
-    return {"next_reading": r_i64 + 1}
+    """An integer that may be null, plus one; beyond 2^53 a detour through floats would show, and so would a shared array."""
+    r_i64 += 1
+    return {"next_reading": r_i64}
 
 
 def greeting(label: NDArray[np.object_], r_s: NDArray[np.object_]) -> dict[str, Any]:
