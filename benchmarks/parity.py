@@ -29,10 +29,10 @@ from benchmarks.stream import DEADLINE, PARTITIONS, START, create, message, plan
 from demo.compare import differing
 from infra.local import embedded
 from infra.settings import Settings
-from ingestion import kafka
 from ingestion.arrow import INSTANT, from_column
 from ingestion.messages import decode
 from ingestion.offline import IDENTITY, Extracted, source_hash, write_table
+from ingestion.worker import run as run_worker
 from serving_client import FeatureClient
 from tally.columns import Column, column, concatenate
 from tally.errors import UnavailableError
@@ -64,7 +64,7 @@ def run(*, quick: bool) -> Report:
         create(settings, TOPIC)
         plan = plan_of_topic("parity", TOPIC)
         asked, served, ahead, killed, sent = _serve(settings, redis, plan, lookups)
-        kafka.run(plan, None, settings.kafka_config(), redis, until_end=True)
+        run_worker(plan, None, settings.kafka_config(), redis, until_end=True)
         offline = str(Path(home) / "offline")
         events = _keep_topic(settings, plan, offline)
         values, differ = _compared(plan, offline, asked, served, "as_served")

@@ -50,6 +50,7 @@ from ingestion.garbage import seldom_collected
 from ingestion.materialize import bootstrap_view
 from ingestion.messages import decode
 from ingestion.offline import IDENTITY, Extracted, Rows, source_hash, write_table
+from ingestion.worker import run as run_worker
 from serving_client import FeatureClient
 from tally.columns import Column
 from tally.errors import UnavailableError
@@ -199,7 +200,7 @@ def _bootstrap(home: Path, redis: Redis, events: Rows) -> Result:
 
 
 _NOTES: Final = (
-    "Ours is ingestion.kafka.run(until_end=True) in one process.",
+    "Ours is ingestion.worker.run(until_end=True) in one process.",
     "Theirs reads the same topic in a consumer group and parses it with our parser, no more: a floor, not a peer.",
     "Both from before they subscribe to after the last message. The broker and Redis share the machine with them.",
     "Checked after each run: every event applied once, and every window of every key as the offline join has it, by bits.",
@@ -289,7 +290,7 @@ def apply(document: str, config: Mapping[str, Any], redis_url: str, messages: in
     plan = Plan.from_json(document)
     with Redis.from_url(redis_url) as redis:
         before = time.process_time()
-        seconds, summary = seconds_of(lambda: kafka.run(plan, None, config, redis, until_end=True))
+        seconds, summary = seconds_of(lambda: run_worker(plan, None, config, redis, until_end=True))
     for name, counts in summary.views.items():
         if counts.applied != messages:
             raise DifferentAnswersError(f"{name}: {counts.applied} of {messages} events were applied; {counts}.")
@@ -300,7 +301,7 @@ def apply(document: str, config: Mapping[str, Any], redis_url: str, messages: in
 def apply_share(document: str, config: Mapping[str, Any], redis_url: str) -> int:
     """How many events one of several workers applied, of all views."""
     with Redis.from_url(redis_url) as redis:
-        summary = kafka.run(Plan.from_json(document), None, config, redis, until_end=True)
+        summary = run_worker(Plan.from_json(document), None, config, redis, until_end=True)
     return sum(counts.applied for counts in summary.views.values())
 
 
@@ -420,4 +421,4 @@ def serve(document: str, config: Mapping[str, Any], redis_url: str) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with Redis.from_url(redis_url) as redis:
-        kafka.run(Plan.from_json(document), None, config, redis, stop=stop)
+        run_worker(Plan.from_json(document), None, config, redis, stop=stop)

@@ -27,9 +27,11 @@ from rich.table import Table
 from benchmarks import stream as benchmark
 from benchmarks.measure import alone
 from infra.local import embedded
-from ingestion import decoding, kafka, redis_calls, stream
+from ingestion import decoding, redis_calls, stream
 from ingestion.garbage import seldom_collected
 from ingestion.redis_store import TileWriter
+from ingestion.worker import run as run_worker
+from ingestion.worker_progress import WorkerProgress
 from tally.plan import Plan
 
 P = ParamSpec("P")
@@ -78,7 +80,7 @@ def profile(document: str, config: Mapping[str, Any], redis_url: str, seconds: f
         (stream, "deltas_of", "build tiles"),
         (TileWriter, "merge", "merge: all below, and packing calls"),
         (redis_calls, "_pipelined", WAITING),
-        (kafka._Worker, "_advance", "progress"),  # noqa: SLF001
+        (WorkerProgress, "advance", "progress"),
     ):
         setattr(owner, attribute, stages.timed(name, getattr(owner, attribute)))
     packed = cached_property(stages.timed("pack deltas", cast(Any, stream.Deltas).packed.func))
@@ -87,7 +89,7 @@ def profile(document: str, config: Mapping[str, Any], redis_url: str, seconds: f
     stop, batches = threading.Event(), list[int]()
     with Redis.from_url(redis_url) as redis, ThreadPoolExecutor(1) as pool:
         worker = pool.submit(
-            kafka.run,
+            run_worker,
             Plan.from_json(document),
             None,
             config,

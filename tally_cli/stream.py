@@ -70,9 +70,9 @@ def stream(
 
     from connections import RefusedError
     from ingestion.garbage import seldom_collected
-    from ingestion.kafka import run
     from ingestion.patience import Patience, StoppedWhileAwayError
     from ingestion.report import State
+    from ingestion.worker import run
 
     state = State()
     with (

@@ -28,11 +28,11 @@ from infra.local import converters
 from infra.local.connector import land
 from infra.local.snowflake_load import connected, load_table
 from infra.settings import Settings
-from ingestion import kafka
 from ingestion.materialize import bootstrap_view, materialize_view
 from ingestion.redis_store import publish_plan
 from ingestion.report import Summary
 from ingestion.snowflake import ingest
+from ingestion.worker import run
 from serving_client import FeatureClient, FeatureRows
 from tally.layout import progress_key
 from tally.plan import Plan
@@ -223,7 +223,7 @@ def _materialize(world: World) -> None:
 
 def stream(world: World, redis: Redis, group: str) -> Summary:
     """What `tally stream --until-end` runs."""
-    return kafka.run(world.plan, None, world.settings.kafka_config(), redis, until_end=True, group=group)
+    return run(world.plan, None, world.settings.kafka_config(), redis, until_end=True, group=group)
 
 
 def feast(settings: Settings, repo: Path, *arguments: str) -> None:

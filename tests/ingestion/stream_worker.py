@@ -12,6 +12,7 @@ from redis import Redis
 
 from ingestion import kafka
 from ingestion.report import Progress
+from ingestion.worker import run
 from tally.plan import Plan
 
 MOST = 10_000
@@ -24,7 +25,7 @@ def on_batch(progress: Progress) -> None:
 
 
 kafka.MAX_BATCH = 100  # type: ignore[misc]
-kafka.run(
+run(
     Plan.from_json(sys.argv[1]),
     None,
     {"bootstrap.servers": sys.argv[2], "session.timeout.ms": 6000},

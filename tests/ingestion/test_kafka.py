@@ -26,6 +26,7 @@ from infra.local import embedded
 from ingestion import kafka, redis_store
 from ingestion.progress import advance_progress, progress
 from ingestion.report import Progress, Summary
+from ingestion.worker import _Worker, run, stream_views
 from tally.errors import DefinitionError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, View, hashed_view
 from tally.time import SECOND, to_datetime
@@ -78,7 +79,7 @@ class Topic:
 
     def run(self, **options: Any) -> Summary:
         """Run until the end, unless `options` say otherwise."""
-        return kafka.run(self.plan, None, self.config, self.redis, **({"until_end": True} | options))
+        return run(self.plan, None, self.config, self.redis, **({"until_end": True} | options))
 
     def stored(self) -> dict[bytes, bytes | None]:
         """Entity -> tiles, of all entities of the windowed view."""
@@ -199,7 +200,7 @@ def test_workers_share_a_topic(topic: Topic, redis_url: str, monkeypatch: pytest
 
     def work(on_batch: Callable[[Progress], None]) -> Summary:
         with Redis.from_url(redis_url) as own:
-            return kafka.run(topic.plan, None, topic.config, own, until_end=True, on_batch=on_batch)
+            return run(topic.plan, None, topic.config, own, until_end=True, on_batch=on_batch)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(work, lambda _: started.set())
@@ -215,11 +216,11 @@ def test_a_worker_that_joins_takes_only_its_share(
     topic: Topic, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rebalancing is cooperative: the first worker goes on with the partition that it keeps, and is given it once."""
-    caplog.set_level(logging.INFO, "ingestion.kafka")
+    caplog.set_level(logging.INFO, "ingestion.assignment")
     with running(topic), Redis.from_url(redis_url) as own:
         stop, seen = threading.Event(), list[Progress]()
         with ThreadPoolExecutor(1) as pool:
-            second = pool.submit(kafka.run, topic.plan, None, topic.config, own, stop=stop, on_batch=seen.append)
+            second = pool.submit(run, topic.plan, None, topic.config, own, stop=stop, on_batch=seen.append)
             try:
                 eventually(lambda: caplog.text.count("reading events") >= 2)
                 topic.send(10)
@@ -304,7 +305,7 @@ def test_a_run_that_ends_before_it_learns_its_partitions_leaves(topic: Topic, mo
     def ends_at_once(*_: object) -> None:
         eventually(lambda: admin.describe_consumer_groups([group])[group].result().state == ConsumerGroupState.STABLE)
 
-    monkeypatch.setattr(kafka._Worker, "_loop", ends_at_once)
+    monkeypatch.setattr(_Worker, "_loop", ends_at_once)
 
     assert topic.run().consumed == 0
 
@@ -362,7 +363,7 @@ def test_a_view_without_progress_is_read_from_the_beginning(servers: str, redis:
     topic = make_topic(servers, redis, latest_by_number())
     topic.send(22)
     only_first = replace(topic.plan, views=topic.plan.views[:1])
-    kafka.run(only_first, ["cells"], topic.config, redis, until_end=True)
+    run(only_first, ["cells"], topic.config, redis, until_end=True)
 
     summary = topic.run()
 
@@ -403,7 +404,7 @@ def test_a_missing_topic_is_named(topic: Topic) -> None:
     source = replace(topic.plan.sources[0], topic="no.such.topic")
 
     with pytest.raises(NotReadyError, match=r"no topic 'no\.such\.topic', which feature view cells reads"):
-        kafka.run(replace(topic.plan, sources=(source,)), None, topic.config, topic.redis)
+        run(replace(topic.plan, sources=(source,)), None, topic.config, topic.redis)
 
 
 def test_an_unreachable_broker_is_named(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,15 +413,15 @@ def test_an_unreachable_broker_is_named(redis: Redis, monkeypatch: pytest.Monkey
     plan = plans.plan_of(plans.window_view())
 
     with pytest.raises(UnavailableError, match=r"Kafka at 127\.0\.0\.1:1 .*KAFKA_BOOTSTRAP_SERVERS"):
-        kafka.run(plan, None, {"bootstrap.servers": "127.0.0.1:1"}, redis, until_end=True)
+        run(plan, None, {"bootstrap.servers": "127.0.0.1:1"}, redis, until_end=True)
 
 
 def test_only_stream_views_can_be_asked_for() -> None:
     """A view of the warehouse has no topic; an unknown one is listed against those that exist."""
     plan = plans.plan_of(plans.window_view(), plans.weather_view())
 
-    assert [view.name for view in kafka.stream_views(plan, None)] == ["departure_windows"]
+    assert [view.name for view in stream_views(plan, None)] == ["departure_windows"]
     with pytest.raises(DefinitionError, match="weather_now has no Kafka topic"):
-        kafka.stream_views(plan, ["weather_now"])
+        stream_views(plan, ["weather_now"])
     with pytest.raises(NotReadyError, match="no feature view 'other'"):
-        kafka.stream_views(plan, ["other"])
+        stream_views(plan, ["other"])

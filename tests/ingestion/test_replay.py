@@ -18,11 +18,11 @@ from redis import Redis
 from infra.local import embedded
 from infra.repository import plan_path
 from infra.settings import Settings
-from ingestion import kafka
 from ingestion.dead_letters import SUFFIX
 from ingestion.decoding import schema_hash
 from ingestion.replay import REPLAY_OF, DeadLetter, Replayer, _messages, judge, read_letters
 from ingestion.report import Summary
+from ingestion.worker import run as run_worker
 from tally.errors import TallyError
 from tally.events import FOR_VIEW
 from tally.plan import Encoding, Field, Plan, Source, View, hashed_view
@@ -78,7 +78,7 @@ class World:
 
     def apply(self, **options: Any) -> Summary:
         """Apply what there is."""
-        return kafka.run(self.plan, None, self.config, self.redis, until_end=True, **options)
+        return run_worker(self.plan, None, self.config, self.redis, until_end=True, **options)
 
     def letters(self) -> list[DeadLetter]:
         """What was not replayed."""
@@ -136,7 +136,7 @@ def test_what_would_be_refused_again_stays(world: World) -> None:
     """A null key, and what does not decode; a letter that was written twice is one letter."""
     world.send({"at": "2024-01-01T00:00:00Z", "who": None, "x": 1}, b"{oops")
     world.apply()
-    again = kafka.run(
+    again = run_worker(
         world.plan, None, world.config, world.redis, until_end=True, group="another"
     )  # reads nothing: progress
     assert again.consumed == 0

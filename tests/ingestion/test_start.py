@@ -20,8 +20,8 @@ from redis import Redis
 from connections import RefusedError
 from infra.local.process import free_port, free_ports
 from infra.repository import plan_path
-from ingestion import kafka
 from ingestion.report import State
+from ingestion.worker import run
 from tally.errors import NotReadyError, UnavailableError
 from tests import redis_servers
 from tests.faults.broker import Broker, broker
@@ -144,7 +144,7 @@ def test_a_missing_topic_is_not_waited_for(servers: str, redis: Redis) -> None:
     plan = replace(topic.plan, sources=(replace(topic.plan.sources[0], topic="no.such.topic"),))
 
     with pytest.raises(NotReadyError, match=r"no topic 'no\.such\.topic'"):
-        kafka.run(plan, None, topic.config, redis)
+        run(plan, None, topic.config, redis)
 
 
 def test_a_worker_without_kafka_stops_when_told(redis: Redis) -> None:
@@ -152,7 +152,7 @@ def test_a_worker_without_kafka_stops_when_told(redis: Redis) -> None:
     state, stop = State(), threading.Event()
     plan = plans.plan_of(plans.window_view())
     with ThreadPoolExecutor(1) as pool:
-        worker = pool.submit(kafka.run, plan, None, {"bootstrap.servers": "127.0.0.1:1"}, redis, stop=stop, state=state)
+        worker = pool.submit(run, plan, None, {"bootstrap.servers": "127.0.0.1:1"}, redis, stop=stop, state=state)
         try:
             eventually(lambda: "127.0.0.1:1" in state.away.get("Kafka", ""))
         finally:
@@ -178,13 +178,13 @@ def test_kafka_comes_after_the_worker(guarded: Broker, redis: Redis) -> None:
         "sasl.username": "worker",
     }
     with pytest.raises(RefusedError, match=r"Authentication failed.*check KAFKA_BOOTSTRAP_SERVERS, the security"):
-        kafka.run(topic.plan, None, login | {"sasl.password": "wrong"}, redis)
+        run(topic.plan, None, login | {"sasl.password": "wrong"}, redis)
 
     guarded.kill()
     state, stop = State(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         config = login | {"sasl.password": "right"}
-        worker = pool.submit(kafka.run, topic.plan, None, config, redis, stop=stop, state=state)
+        worker = pool.submit(run, topic.plan, None, config, redis, stop=stop, state=state)
         try:
             eventually(lambda: "Kafka" in state.away)
             guarded.start()
