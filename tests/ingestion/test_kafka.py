@@ -1,4 +1,4 @@
-"""The consumer against a real Kafka and a real Redis: restarts, kills, rebalances, poison, and what it says."""
+"""A worker against a real Kafka and a real Redis: restarts, kills, rebalances, poison, and what it says."""
 
 from __future__ import annotations
 
