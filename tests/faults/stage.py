@@ -32,7 +32,7 @@ from ingestion import redis_store
 from ingestion.progress import progress
 from serving_client import FeatureClient
 from tally.errors import UnavailableError
-from tally.layout import fences_of, unpack_tiles
+from tally.layout import fences_of
 from tally.plan import View
 from tally.time import SECOND
 from tests import oracle
@@ -40,6 +40,7 @@ from tests.faults import truth
 from tests.faults.broker import Broker
 from tests.faults.proxy import Proxy
 from tests.faults.truth import PARTITIONS, PLACES, Events, Truth
+from tests.ingestion import streams
 
 DEADLINE_S = 120.0
 SESSION_MS = 1500
@@ -350,7 +351,7 @@ class Stage:
             assert found.keys() == expected.keys(), f"{view.name}: {found.keys() ^ expected.keys()}"
             for entity, value in found.items():
                 assert fences_of(value) == fences_of(expected[entity]), f"{view.name}/{entity!r}: fences"
-                assert value == expected[entity], _difference(view, entity, value, expected[entity])
+                assert value == expected[entity], streams.difference(view, entity, value, expected[entity])
 
     def _check_features(self) -> None:
         whos = sorted({who for view in ("cells", "last") for who in self.truth.kept.get(view, {})})
@@ -436,20 +437,6 @@ class Stage:
             "kills in mid-batch": self.torn,
             **dict(sorted(self.done.items())),
         }
-
-
-def _difference(view: View, entity: bytes, found: bytes, expected: bytes) -> str:
-    """What differs between two values of one key."""
-    rows = [unpack_tiles(view.tile_layout, view.tag, [value], [entity]) for value in (found, expected)]
-    have, want = ({(int(r["level"]), int(r["tile"])): r for r in row.records} for row in rows)
-    differ = {tile: [len(have), len(want)] for tile in have.keys() ^ want.keys()}
-    for tile in have.keys() & want.keys():
-        names = have[tile].dtype.names or ()
-        differ |= {
-            tile: [f"{n}: {have[tile][n]} {want[tile][n]}" for n in names if str(have[tile][n]) != str(want[tile][n])]
-        }
-    differ = {tile: found for tile, found in sorted(differ.items()) if found}
-    return f"{view.name}/{entity!r}: newest {[int(row.newest[0]) for row in rows]}, tiles {differ}"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ingestion.stream import Events
 from tally.aggregates import EventOrder, output_dtype
 from tally.columns import column
 from tally.dtypes import Dtype
-from tally.layout import entity_texts, pack_tiles, unpack_tiles
+from tally.layout import entity_texts, fences_of, pack_tiles, unpack_tiles
 from tally.merging import Tiles, read
 from tally.plan import Field, Source, View, hashed_view
 from tally.tiles import Aggregation, build
@@ -151,6 +151,21 @@ def expected_values(
         entity = entity_texts([column(key.dtype, [who])])[0]
         values[entity] = pack_tiles(view.tag, newest, reached, layout.pack(kept, np.zeros(1, np.int64))[0])
     return values
+
+
+def difference(view: View, entity: bytes, found: bytes, expected: bytes) -> str:
+    """What differs between two values of one key: [found, expected]."""
+    rows = [unpack_tiles(view.tile_layout, view.tag, [value], [entity]) for value in (found, expected)]
+    have, want = ({(int(r["level"]), int(r["tile"])): r for r in row.records} for row in rows)
+    differ = {tile: [str(tile in have), str(tile in want)] for tile in have.keys() ^ want.keys()}
+    for tile in have.keys() & want.keys():
+        names = have[tile].dtype.names or ()
+        differ |= {
+            tile: [f"{n}: {have[tile][n]} {want[tile][n]}" for n in names if str(have[tile][n]) != str(want[tile][n])]
+        }
+    differ = {tile: found for tile, found in sorted(differ.items()) if found}
+    fences = [fences_of(value) for value in (found, expected)]
+    return f"{view.name}/{entity!r}: newest {[int(row.newest[0]) for row in rows]}, fences {fences}, tiles {differ}"
 
 
 def features(view: View, key: bytes, value: bytes | None, as_of: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ from connections import Client, open_client
 from ingestion.progress import _marks, advance_progress, progress, witness, writer_name
 from ingestion.redis_calls import ReplacedError, _look_around, load_library, primaries
 from ingestion.redis_store import TileWriter, publish_plan, view_mark
-from ingestion.report import Summary
+from ingestion.report import State, Summary
 from tally.errors import NotReadyError
 from tally.layout import progress_key
+from tally.plan import View
 from tests import redis_servers
 from tests.ingestion import plans
+from tests.ingestion.streams import difference
 from tests.ingestion.test_kafka import DEADLINE_S, Topic, eventually, latest_by_number, make_topic, servers
 
 __all__ = ["servers"]
@@ -53,41 +56,78 @@ def stored(topic: Topic, client: Client) -> dict[bytes, Any]:
 
 @contextmanager
 def working(topic: Topic) -> Iterator[Future[Summary]]:
-    """A worker that runs until the end of the block."""
-    stop = threading.Event()
+    """A worker that runs until the end of the block. If that fails, its error says how the worker fares."""
+    stop, state = threading.Event(), State()
     with ThreadPoolExecutor(1) as pool:
-        worker = pool.submit(topic.run, until_end=False, stop=stop)
+        worker = pool.submit(topic.run, until_end=False, stop=stop, state=state)
         try:
-            yield worker
+            with explained(topic):
+                yield worker
+        except AssertionError as error:
+            ended = worker.exception() or worker.result() if worker.done() else "at work"
+            error.add_note(f"the worker: {ended!r}, {state}")
+            raise
         finally:
             stop.set()
 
 
+@contextmanager
+def explained(topic: Topic) -> Iterator[None]:
+    """If the block fails, its error says where the windows in Redis differ from the truth, and how far progress is there."""
+    try:
+        yield
+    except AssertionError as error:
+        found = quietly(lambda: stored(topic, topic.redis))
+        error.add_note(f"sent: {dict(Counter(message.partition for message in topic.sent))} by partition")
+        error.add_note(f"marks of progress: {quietly(lambda: _marks(topic.redis, topic.plan.project))}")
+        error.add_note("Redis does not answer" if found is None else differences(topic.view, found, topic.expected()))
+        raise
+
+
+def differences(view: View, found: dict[bytes, Any], expected: dict[bytes, bytes]) -> str:
+    """Each key whose value is another than expected."""
+    lines = [f"{entity!r} is missing" for entity in sorted(expected.keys() - found.keys())]
+    lines += [f"{entity!r} should not be there" for entity in sorted(found.keys() - expected.keys())]
+    for entity in sorted(found.keys() & expected.keys()):
+        if found[entity] != expected[entity]:
+            lines.append(difference(view, entity, found[entity], expected[entity]))
+    return "\n".join(lines) or "all windows are right"
+
+
 @pytest.mark.parametrize("topology", ["cluster", "sentinels"])
-def test_a_stream_fills_every_server(topology: str, redis_on: Callable[[str], Client], servers: str) -> None:
+def test_a_stream_fills_every_server(
+    topology: str, redis_on: Callable[[str], Client], servers: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Windows and latest rows are on the servers of their keys, progress on each, and a second run finds it."""
+    caplog.set_level(logging.DEBUG, "ingestion")  # a failure shows what the worker said
     client = redis_on(topology)
     topic = make_topic(servers, client, latest_by_number())  # type: ignore[arg-type]
     publish_plan(client, topic.plan)
     topic.send(600)
 
-    summary = topic.run()
+    with explained(topic):
+        summary = topic.run()
 
-    assert stored(topic, client) == topic.expected()
-    assert summary.views["cells"].applied == 600
-    assert progress(client, topic.plan.project, topic.view) == {(topic.name, 0): 300, (topic.name, 1): 300}
-    assert view_mark(client, topic.plan.project, topic.view) == {"by": "stream", "topic": topic.name}
-    assert topic.run().consumed == 0
-    for server in primaries(client):
-        assert server.dbsize() > 0
+        assert stored(topic, client) == topic.expected()
+        assert summary.views["cells"].applied == 600
+        assert progress(client, topic.plan.project, topic.view) == {(topic.name, 0): 300, (topic.name, 1): 300}
+        assert view_mark(client, topic.plan.project, topic.view) == {"by": "stream", "topic": topic.name}
+        assert topic.run().consumed == 0
+        for server in primaries(client):
+            assert server.dbsize() > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["cluster", "sentinels"])
 def test_a_master_lost_under_load_loses_nothing(
-    topology: str, redis_on: Callable[[str], Client], servers: str, request: pytest.FixtureRequest
+    topology: str,
+    redis_on: Callable[[str], Client],
+    servers: str,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A replica takes over in mid-run, with or without the last writes: in the end every event counts once."""
+    caplog.set_level(logging.DEBUG, "ingestion")  # a failure shows what the worker said
     client = redis_on(topology)
     found = request.getfixturevalue(f"redis_{topology}")
     topic = make_topic(servers, client)  # type: ignore[arg-type]
@@ -101,7 +141,8 @@ def test_a_master_lost_under_load_loses_nothing(
 
     assert worker.result().consumed >= 4_000
     found.settle()
-    assert stored(topic, client) == topic.expected()
+    with explained(topic):
+        assert stored(topic, client) == topic.expected()
 
 
 def quietly(ask: Callable[[], Any]) -> Any:
