@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 import os
 import time
@@ -15,6 +16,8 @@ from typing import Any
 from serving_client.served_log import Served
 from tally.columns import Column
 from tally.time import to_datetime
+
+_log = logging.getLogger(__name__)
 
 
 class ParquetSink:
@@ -59,7 +62,8 @@ class KafkaSink:
 
     Instants are ISO-8601 texts, bytes base64, floats the shortest text that reads back to the same bits; infinities, which
     JSON lacks, are the texts "Infinity" and "-Infinity". `config` are librdkafka's properties. A full queue and failed
-    deliveries lose rows, which are counted; `patience` is how many seconds `close` waits for the last deliveries.
+    deliveries lose rows, which are counted; what librdkafka says of them goes to this module's logger. `patience` is how many
+    seconds `close` waits for the last deliveries.
     """
 
     def __init__(self, config: Mapping[str, Any], topic: str, *, patience: float = 10.0) -> None:
@@ -75,7 +79,7 @@ class KafkaSink:
         if self._producer is None:
             from confluent_kafka import Producer
 
-            self._producer = Producer(self._config)
+            self._producer = Producer({"logger": _log, **self._config})
         for message in messages(served):
             try:
                 self._producer.produce(self._topic, message, on_delivery=self._delivered)

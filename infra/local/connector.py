@@ -189,7 +189,8 @@ def _consumer(settings: Settings) -> Iterator[Consumer]:
             "enable.partition.eof": "true",
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
-        }
+        },
+        logger=log,
     )
     try:
         yield consumer

@@ -378,8 +378,8 @@ def test_messages_hold_every_bit() -> None:
 
 
 @pytest.mark.usefixtures("stored")
-def test_kafka_gets_one_message_a_row(redis_url: str) -> None:
-    """Through librdkafka's own cluster: produced, consumed, and nothing lost; an unreachable one loses all, counted."""
+def test_kafka_gets_one_message_a_row(redis_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Through librdkafka's own cluster: produced, consumed, and nothing lost; an unreachable one loses all, counted and logged."""
     from confluent_kafka import Consumer, TopicPartition
 
     sink = KafkaSink({"test.mock.num.brokers": 1, "linger.ms": 0}, "served")
@@ -400,12 +400,13 @@ def test_kafka_gets_one_message_a_row(redis_url: str) -> None:
     log.close()
     assert (log.offered, log.dropped, log.lost) == (5, 0, 0)
 
-    absent = {"bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 200, "log_level": 0}
+    absent = {"bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 200}
     log = ServedLog(KafkaSink(absent, "served", patience=0.1))
     client = FeatureClient(Redis.from_url(redis_url), world.ONE, log=log)
     client.get([ASKED] * 5, 0)
     log.close()
     assert (log.offered, log.dropped, log.lost) == (5, 0, 5)
+    assert "rdkafka" not in capfd.readouterr().err
 
 
 # Metrics
