@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from tally.aggregates import output_dtype
 from tally.columns import Column, column
 from tally.dtypes import Dtype

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.definitions import AT, KEY, TABLE, latest_view, plan_of
 from benchmarks.measure import seconds_of
-from ingestion.offline import Extracted, source_hash, write_table
+from ingestion.delta import write_table
+from ingestion.offline import Extracted, source_hash
 from training import training_set
 
 VIEW: Final = latest_view("x")

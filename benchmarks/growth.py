@@ -23,7 +23,8 @@ from distributed import Client, LocalCluster
 from benchmarks.definitions import AMOUNT, AT, KEY, plan_of, topic_source, windowed_view
 from benchmarks.measure import DifferentAnswersError, Report, Result, Target, alone
 from ingestion.arrow import INSTANT
-from ingestion.offline import IDENTITY, Extracted, open_table, source_hash, write_table
+from ingestion.delta import open_table, write_table
+from ingestion.offline import IDENTITY, Extracted, source_hash
 from tally.plan import Plan
 from tally.time import DAY, MINUTE
 from training import training_set

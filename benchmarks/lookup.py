@@ -42,7 +42,7 @@ from benchmarks.measure import (
     said,
 )
 from infra.local import embedded
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from ingestion.redis_calls import load_library
 from ingestion.sizes import sizes
 from serving_client import AsyncFeatureClient, FeatureClient

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.definitions import AT, KEY
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from tally.plan import View
 
 PYTHON: Final = "per_weight_python"

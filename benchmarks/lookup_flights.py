@@ -16,7 +16,7 @@ from benchmarks.feast_command import apply
 from benchmarks.measure import DifferentAnswersError
 from infra.repository import load_plan
 from ingestion.materialize import tile_values
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from ingestion.redis_store import LatestWriter, TileWriter
 from serving_client import FeatureClient
 from tally import functions

@@ -20,7 +20,7 @@ from benchmarks.lookup_feast import feast_url
 from benchmarks.lookup_world import asked, store_latest
 from benchmarks.measure import Call, DifferentAnswersError, Seconds, in_turns
 from infra.repository import load_plan
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from tally.errors import UnavailableError
 
 ROWS: Final = (1, 100)

@@ -11,7 +11,7 @@ from redis import Redis
 from benchmarks.definitions import AT, KEY, columns_of, rows_of
 from benchmarks.measure import DifferentAnswersError
 from ingestion.materialize import tile_values
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from ingestion.redis_store import LatestWriter, TileWriter
 from serving_client import FeatureClient
 from tally.columns import Column, column

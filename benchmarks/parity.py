@@ -30,8 +30,9 @@ from demo.compare import differing
 from infra.local import embedded
 from infra.settings import Settings
 from ingestion.arrow import INSTANT, from_column
+from ingestion.delta import write_table
 from ingestion.messages import decode
-from ingestion.offline import IDENTITY, Extracted, source_hash, write_table
+from ingestion.offline import IDENTITY, Extracted, source_hash
 from ingestion.worker import run as run_worker
 from serving_client import FeatureClient
 from tally.columns import Column, column, concatenate

@@ -23,7 +23,7 @@ from benchmarks import feast_stores, growth
 from benchmarks.definitions import AMOUNT, AT, KEY, latest_view, rows_of, topic_source, windowed_view
 from benchmarks.measure import DifferentAnswersError, Report, Result, Target, alone, alone_within, seconds_of
 from ingestion.arrow import to_columns
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from tally.columns import Column
 from tally.plan import View
 from tally.time import DAY, HOUR, MINUTE

@@ -46,10 +46,12 @@ from infra.local import embedded
 from infra.settings import Settings
 from ingestion import kafka
 from ingestion.arrow import INSTANT, from_column
+from ingestion.delta import write_table
 from ingestion.garbage import seldom_collected
 from ingestion.materialize import bootstrap_view
 from ingestion.messages import decode
-from ingestion.offline import IDENTITY, Extracted, Rows, source_hash, write_table
+from ingestion.offline import IDENTITY, Extracted, source_hash
+from ingestion.reading import Rows
 from ingestion.worker import run as run_worker
 from serving_client import FeatureClient
 from tally.columns import Column

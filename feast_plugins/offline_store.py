@@ -26,7 +26,7 @@ from feast_plugins.requested import plan_of_service, requested_service
 from feast_plugins.services import settings_of
 from infra.repository import load_plan
 from ingestion.arrow import INSTANT
-from ingestion.offline import open_table, open_version, read_columns
+from ingestion.delta import open_table, open_version, read_columns
 from tally.errors import DataError, UnavailableError
 from tally.plan import Service
 from training import TrainingSet, training_set

@@ -14,8 +14,9 @@ import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
 from connections import Client
-from ingestion.offline import Rows, high_watermarks, read_rows
+from ingestion.offline import high_watermarks
 from ingestion.progress import advance_progress, witness, writer_name
+from ingestion.reading import Rows, read_rows
 from ingestion.redis_calls import load_library
 from ingestion.redis_store import (
     LatestWriter,

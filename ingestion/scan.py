@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake.exceptions import DeltaError
 
-from ingestion.offline import Reading, Refused, Rows, first_of_each
+from ingestion.reading import Reading, Refused, Rows, first_of_each
 from tally.errors import UnavailableError
 
 BATCH_ROWS: Final = 1 << 17

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from ingestion.arrow import INSTANT, conform, schema_of
 from ingestion.decoding import Decoder, from_landing
+from ingestion.delta import open_table, read_columns, write_table
 from ingestion.offline import (
     IDENTITY,
     OFFSET,
@@ -38,12 +39,9 @@ from ingestion.offline import (
     REJECTED,
     Extracted,
     extracted,
-    open_table,
-    read_columns,
     rejected_name,
     source_fields,
     source_hash,
-    write_table,
 )
 from tally.errors import DataError, NotReadyError, UnavailableError
 from tally.events import FOR_VIEW

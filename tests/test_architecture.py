@@ -23,7 +23,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ingestion": ("tally", "connections", "infra.settings"),
     "training": (
         "tally",
+        "ingestion.delta",
         "ingestion.offline",
+        "ingestion.reading",
         "ingestion.arrow",
         "ingestion.scan",
         "infra.settings",

@@ -19,7 +19,9 @@ from rich.progress import Progress as ProgressBar
 import tally
 from infra.repository import load_plan
 from infra.settings import Settings
-from ingestion.offline import high_watermarks, open_version, table_identity, unknown_arrivals, version_at
+from ingestion.delta import open_version, table_identity, version_at
+from ingestion.offline import high_watermarks
+from ingestion.reading import unknown_arrivals
 from tally.errors import ArgumentError, DataError, NotReadyError
 from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Plan, Service

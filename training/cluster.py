@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from ingestion.offline import Reading, Refused, open_version
+from ingestion.delta import open_version
+from ingestion.reading import Reading, Refused
 from ingestion.scan import Piece, batches
 from tally.plan import Plan
 from training.asks import Questions, narrowed

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ingestion.offline import open_version, read_rows
+from ingestion.delta import open_version
+from ingestion.reading import read_rows
 from tally.columns import Column, nulls
 from tally.plan import Plan, Service, View
 from training.asks import Answers, Questions, bounds

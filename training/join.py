@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from tally.columns import Column
 from tally.errors import TallyError
 from tally.plan import View

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from ingestion.arrow import from_column
-from ingestion.offline import Refused
+from ingestion.reading import Refused
 from ingestion.scan import batches, refused_once
 from tally.columns import Column, concatenate
 from tally.errors import DataError

@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingestion.arrow import TYPES, from_column, to_column
-from ingestion.offline import Reading, Rows, open_version
+from ingestion.delta import open_version
+from ingestion.reading import Reading, Rows
 from ingestion.scan import Piece, once, pieces_of
 from tally.columns import Column
 from tally.dtypes import Dtype

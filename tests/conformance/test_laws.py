@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from distributed import Client, LocalCluster
 from redis import Redis
 
-from ingestion.offline import read_rows
+from ingestion.reading import read_rows
 from ingestion.redis_store import publish_plan
 from serving_client import FeatureClient, FeatureRows
 from tally.errors import DataError, DefinitionMismatchError, NotReadyError

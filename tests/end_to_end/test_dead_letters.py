@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from demo.messages import DEPARTURES
-from ingestion.offline import open_version, read_columns
+from ingestion.delta import open_version, read_columns
 from tests.end_to_end.world import BAD_MESSAGES, SERVICE, World
 from training import build_training_set
 

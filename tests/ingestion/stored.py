@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from ingestion.arrow import INSTANT, from_column, schema_of
+from ingestion.delta import open_table, write_table
 from ingestion.messages import decode_table
-from ingestion.offline import IDENTITY, Extracted, open_table, source_fields, source_hash, write_table
+from ingestion.offline import IDENTITY, Extracted, source_fields, source_hash
 from tally.columns import column
 from tally.plan import Field, Plan, Source
 from tally.tiles import Aggregation

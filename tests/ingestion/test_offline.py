@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ingestion.offline import first_of_each, high_watermarks, open_table, read_rows, rows_table, write_table
+from ingestion.delta import open_table, rows_table, write_table
+from ingestion.offline import high_watermarks
+from ingestion.reading import first_of_each, read_rows
 from tally.errors import DataError, NotReadyError, UnavailableError
 from tally.functions import describe
 from tests.ingestion import plans, stored
@@ -37,7 +39,7 @@ ON_ONE_CORE = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import pyarrow as pa
-from ingestion.offline import write_table
+from ingestion.delta import write_table
 schema = pa.schema([("a", pa.int64())])
 batch = pa.record_batch([[1]], schema)
 def batches():

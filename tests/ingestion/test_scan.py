@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from deltalake import WriterProperties
 
-from ingestion.offline import Reading, Rows, open_version, read_rows
+from ingestion.delta import open_version
+from ingestion.reading import Reading, Rows, read_rows
 from ingestion.scan import batches, once, pieces_of, refused_once
 from tests.ingestion import plans, stored
 from tests.ingestion.stored import message

@@ -15,9 +15,10 @@ from deltalake import DeltaTable
 
 from infra.local import embedded
 from infra.settings import Settings
-from ingestion import offline
+from ingestion import delta, offline
 from ingestion import snowflake as extraction
-from ingestion.offline import high_watermarks, read_rows
+from ingestion.offline import high_watermarks
+from ingestion.reading import read_rows
 from ingestion.snowflake import Ingested, ingest, quoted
 from tally.errors import DataError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, Source, View, hashed_view
@@ -196,7 +197,7 @@ def test_a_crash_leaves_nothing_half_done(
         take(STREAM, "departures", progress=failing)
     assert offsets(tmp_path) == [(0, 0)]
 
-    whole = offline.write_table
+    whole = delta.write_table
 
     def crash_before_the_last_commit(uri: str, name: str, *arguments: Any, **options: Any) -> int:
         if name == "departures":
@@ -359,7 +360,7 @@ def test_columns_that_do_not_fit(run: Any, take: Any, tmp_path: Path, declared: 
 
     with pytest.raises(DataError, match=complaint):
         take(WEATHER, "weather")
-    assert offline.open_table(str(tmp_path), "weather") is None
+    assert delta.open_table(str(tmp_path), "weather") is None
 
 
 def test_views_that_disagree_about_a_column() -> None:

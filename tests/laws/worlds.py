@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ingestion.arrow import from_columns
-from ingestion.offline import IDENTITY, Extracted, open_table, source_hash, write_table
+from ingestion.delta import open_table, write_table
+from ingestion.offline import IDENTITY, Extracted, source_hash
 from tally.aggregates import FUNCTIONS, output_dtype
 from tally.columns import Column, column
 from tally.dtypes import DTYPES, KEY_DTYPES, Dtype

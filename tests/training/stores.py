@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from ingestion.arrow import from_columns
-from ingestion.offline import IDENTITY, Extracted, extracted, open_table, source_hash, write_table
+from ingestion.delta import open_table, write_table
+from ingestion.offline import IDENTITY, Extracted, extracted, source_hash
 from tally.columns import column
 from tally.functions import describe
 from tally.plan import (

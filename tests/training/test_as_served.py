@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ingestion.offline import open_version, unknown_arrivals
+from ingestion.delta import open_version
+from ingestion.reading import unknown_arrivals
 from tally.errors import NotReadyError
 from tally.layout import EVIDENCE_COLUMN
 from tally.time import HOUR, MINUTE, from_datetime

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingestion.offline import read_columns
+from ingestion.delta import read_columns
 from tally.errors import DataError, UnavailableError
 from tally.time import HOUR, MINUTE
 from tests.training import stores
@@ -161,7 +161,7 @@ def test_only_what_a_service_asks_for_is_read(offline_uri: str, monkeypatch: pyt
         read.append(list(columns))
         return read_columns(table, columns, condition)
 
-    monkeypatch.setattr("ingestion.offline.read_columns", watched)
+    monkeypatch.setattr("ingestion.reading.read_columns", watched)
     service = PLAN.service(SERVICE)
     one = dataclasses.replace(
         service,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestion.offline import Rows
+from ingestion.reading import Rows
 from tally.columns import Column, column
 from tally.dtypes import DTYPES, Dtype
 from tally.layout import row_check
