@@ -15,11 +15,11 @@ from deltalake import DeltaTable
 
 from infra.local import embedded
 from infra.settings import Settings
-from ingestion import delta, offline
-from ingestion import snowflake as extraction
+from ingestion import delta, extraction, offline
+from ingestion.extraction import Ingested, quoted
 from ingestion.offline import high_watermarks
 from ingestion.reading import read_rows
-from ingestion.snowflake import Ingested, ingest, quoted
+from ingestion.snowflake import ingest
 from tally.errors import DataError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, Source, View, hashed_view
 from tests.ingestion import plans
@@ -187,7 +187,7 @@ def test_a_crash_leaves_nothing_half_done(
     land((0, 0, departure()), (0, 1, None))
     take(STREAM, "departures")
     land(*[(0, offset, departure()) for offset in range(2, 7)], (0, 7, None))
-    monkeypatch.setattr(extraction, "_SLICE", 2)
+    monkeypatch.setattr(extraction, "SLICE", 2)
 
     def failing(_source: str, done: int, _total: int | None) -> None:
         if done >= 4:
@@ -244,7 +244,7 @@ def test_an_empty_landing_table(land: Any, take: Any, tmp_path: Path) -> None:
 
 def test_progress_reaches_the_total(land: Any, take: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers can draw a bar."""
-    monkeypatch.setattr(extraction, "_SLICE", 2)
+    monkeypatch.setattr(extraction, "SLICE", 2)
     land(*[(0, offset, departure()) for offset in range(5)])
     seen: list[tuple[str, int, int | None]] = []
     take(STREAM, "departures", progress=lambda *step: seen.append(step))

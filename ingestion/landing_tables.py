@@ -1,0 +1,194 @@
+"""Landing tables, as Snowflake's Kafka connector makes them: messages, decoded, each event once.
+
+They are read beyond the greatest offset landed per partition. The connector may land an older offset late, or one twice: rows
+up to the watermark are counted, and a partition whose count has grown is read again and held against what is there;
+(partition, offset) decides what is the same event.
+"""
+
+# ruff: noqa: S608 - identifiers cannot be bound: they are quoted (`quoted`); every value is bound.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
+import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
+import pyarrow.dataset as ds  # type: ignore[import-untyped, unused-ignore]
+from numpy.typing import NDArray
+
+from ingestion.arrow import INSTANT, schema_of
+from ingestion.decoding import Decoder, from_landing
+from ingestion.delta import open_table, read_columns, write_table
+from ingestion.extraction import Extraction, Ingested
+from ingestion.offline import IDENTITY, OFFSET, PARTITION, REJECTED, Extracted, rejected_name, source_hash
+from tally.errors import DataError
+from tally.events import FOR_VIEW
+from tally.plan import Field
+
+_PARTITION: Final = '"RECORD_METADATA":"partition"::int'
+_OFFSET: Final = '"RECORD_METADATA":"offset"::bigint'
+_TOPIC: Final = '"RECORD_METADATA":"topic"::varchar'
+_FOR_VIEW: Final = f'"RECORD_METADATA":"headers"."{FOR_VIEW}"::varchar'
+
+
+@dataclass
+class LandingTable(Extraction):
+    """Messages: decoded, each event once."""
+
+    duplicates: int = 0
+    rejected: list[pa.RecordBatch] = field(default_factory=list)
+
+    @cached_property
+    def _decode(self) -> Decoder:
+        return from_landing(self.source)
+
+    def run(self) -> Ingested:
+        """Take what is new, in one commit."""
+        existing = self.column_names()
+        for name in ("RECORD_METADATA", "RECORD_CONTENT"):
+            self.column(name, existing)
+        old = self.known or Extracted("", {}, {}, None)
+        fresh, behind, newest = self._count(old)
+        late = [partition for partition, count in behind.items() if count > old.landed.get(partition, 0)]
+        offsets = old.offsets | newest
+        landed = {p: behind.get(p, 0) + fresh.get(p, 0) for p in offsets}
+        knows = Extracted(source_hash(self.plan, self.source), offsets, landed, None)
+        total = sum(fresh.values()) + sum(behind[partition] for partition in late)
+        if self.table is not None and self.known is not None and total == 0:
+            return self._ingested(self.table.version(), offsets)
+        schema = pa.schema([*IDENTITY, *schema_of(self.source.message)])
+        version = self.write(schema, self._batches(old, offsets, late, total), knows)
+        return self._ingested(version, offsets)
+
+    def _ingested(self, version: int, offsets: dict[int, int]) -> Ingested:
+        rejected = sum(batch.num_rows for batch in self.rejected)
+        return Ingested(self.source.name, self.rows, rejected, self.duplicates, version, offsets, self.known is None)
+
+    def _count(self, old: Extracted) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+        """(rows beyond the watermark, rows up to it, greatest offset beyond it) per partition."""
+        watermark, values = _case(old.offsets)
+        sql = (
+            f'SELECT {_PARTITION} AS "p", {_OFFSET} > {watermark} AS "fresh", COUNT(*) AS "n", MAX({_OFFSET}) AS "last" '
+            f"FROM {self.table_name} WHERE {_TOPIC} = %s GROUP BY 1, 2"
+        )
+        fresh: dict[int, int] = {}
+        behind: dict[int, int] = {}
+        newest: dict[int, int] = {}
+        for partition, is_fresh, count, last in self.query(sql, (*values, self.source.topic)):
+            if partition is None or last is None:
+                raise DataError(
+                    f"{count} rows of {self.table_name} have no partition or no offset in RECORD_METADATA, so the same event "
+                    "could not be told from another; delete them, or have the connector write its metadata."
+                )
+            (fresh if is_fresh else behind)[int(partition)] = int(count)
+            if is_fresh:
+                newest[int(partition)] = int(last)
+        return fresh, behind, newest
+
+    def _batches(
+        self, old: Extracted, offsets: dict[int, int], late: Sequence[int], total: int
+    ) -> Iterator[pa.RecordBatch]:
+        # Up to the offsets that were counted: what lands meanwhile is the next run's.
+        lower, lower_values = _case(old.offsets)
+        upper, upper_values = _case(offsets)
+        again = f" OR {_PARTITION} IN ({', '.join(['%s'] * len(late))})" if late else ""
+        sql = (
+            f'SELECT {_PARTITION} AS "p", {_OFFSET} AS "o", '
+            'COALESCE("RECORD_METADATA":"CreateTime"::bigint, "RECORD_METADATA":"LogAppendTime"::bigint) AS "c", '
+            '"RECORD_METADATA":"SnowflakeConnectorPushTime"::bigint AS "l", '
+            f'{_FOR_VIEW} AS "v", TO_JSON("RECORD_CONTENT") AS "content" '
+            f"FROM {self.table_name} WHERE {_TOPIC} = %s AND {_OFFSET} <= {upper} "
+            f"AND ({_OFFSET} > {lower}{again}) ORDER BY 1, 2"
+        )
+        numbers = tuple(Field(name, "Int64") for name in ("p", "o", "c", "l"))
+        fields = (*numbers, Field("v", "String"), Field("content", "String"))
+        here = {partition: self._offsets_here(partition) for partition in late}
+        done = 0
+        last = (-1, -1)
+        for piece in self.slices(sql, (self.source.topic, *upper_values, *lower_values, *late), fields):
+            done += piece.num_rows
+            partition, offset = (piece.column(name).to_numpy() for name in ("p", "o"))
+            repeated = _repeats(partition, offset, last)
+            self.duplicates += int(repeated.sum())
+            last = (int(partition[-1]), int(offset[-1]))
+            kept = ~repeated
+            for one, known in here.items():
+                kept &= ~((partition == one) & (offset <= old.offsets[one]) & np.isin(offset, known))
+            yield from self._decoded(piece.filter(pa.array(kept)))
+            self.progress(self.source.name, done, total)
+        self._put_aside()
+
+    def _offsets_here(self, partition: int) -> NDArray[np.int64]:
+        assert self.table is not None
+        condition = ds.field(PARTITION) == partition
+        found = read_columns(self.table, [OFFSET], condition).column(OFFSET).to_numpy()
+        rejects = open_table(self.offline_uri, rejected_name(self.source))
+        if rejects is None:
+            return np.asarray(found, np.int64)
+        return np.concatenate([found, read_columns(rejects, [OFFSET], condition).column(OFFSET).to_numpy()])
+
+    def _decoded(self, piece: pa.Table) -> Iterator[pa.RecordBatch]:
+        contents = piece.column("content").combine_chunks().cast(pa.binary())
+        decoded, rows, bad = self._decode(contents.to_pylist())
+        identity = pa.Table.from_arrays(
+            [
+                pa.array([self.source.topic] * piece.num_rows, pa.string()),
+                piece.column("p").cast(pa.int32()),
+                piece.column("o"),
+                _from_millis(piece.column("c")),
+                _from_millis(piece.column("l")),
+                piece.column("v"),
+            ],
+            schema=IDENTITY,
+        )
+        if bad:
+            wrong = list(bad)
+            refused = identity.take(wrong).append_column("content", contents.take(pa.array(wrong)))
+            refused = refused.append_column("reason", pa.array(list(bad.values()), pa.string()))
+            self.rejected += refused.combine_chunks().to_batches()
+            identity = identity.take(rows)
+        self.rows += len(rows)
+        for name in decoded.column_names:
+            identity = identity.append_column(decoded.schema.field(name), decoded.column(name))
+        yield from identity.combine_chunks().to_batches()
+
+    def _put_aside(self) -> None:
+        """Commit the rejected messages. This comes first: a run that fails after it finds them there and goes on."""
+        name = rejected_name(self.source)
+        table = open_table(self.offline_uri, name)
+        batches = self.rejected
+        if table is not None and self.known is not None and batches:
+            there = read_columns(table, [PARTITION, OFFSET])
+            known = set(zip(*(there.column(c).to_pylist() for c in (PARTITION, OFFSET)), strict=True))
+            batches = [_without(batch, known) for batch in batches]
+        if batches or (table is not None and self.known is None):
+            write_table(self.offline_uri, name, table, REJECTED, batches, overwrite=self.known is None, metadata={})
+
+
+def _case(by_partition: Mapping[int, int]) -> tuple[str, list[int]]:
+    """SQL for the bound of a row's partition, -1 for others, and the values to bind to it."""
+    if not by_partition:
+        return "-1", []
+    branches = " ".join(["WHEN %s THEN %s"] * len(by_partition))
+    return f"CASE {_PARTITION} {branches} ELSE -1 END", [value for pair in by_partition.items() for value in pair]
+
+
+def _repeats(partition: NDArray[np.int64], offset: NDArray[np.int64], last: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which rows, sorted by (partition, offset), are the same event as the one before; `last` came before them all."""
+    before_partition = np.concatenate([[last[0]], partition[:-1]])
+    before_offset = np.concatenate([[last[1]], offset[:-1]])
+    same: NDArray[np.bool_] = (partition == before_partition) & (offset == before_offset)
+    return same
+
+
+def _from_millis(millis: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.multiply_checked(millis, 1000).cast(INSTANT)
+
+
+def _without(batch: pa.RecordBatch, known: set[tuple[int, int]]) -> pa.RecordBatch:
+    pairs = zip(batch.column(PARTITION).to_pylist(), batch.column(OFFSET).to_pylist(), strict=True)
+    return batch.filter(pa.array([pair not in known for pair in pairs], pa.bool_()))
