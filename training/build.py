@@ -19,18 +19,15 @@ from rich.progress import Progress as ProgressBar
 import tally
 from infra.repository import load_plan
 from infra.settings import Settings
-from ingestion.delta import open_version, table_identity, version_at
-from ingestion.offline import high_watermarks
-from ingestion.reading import unknown_arrivals
-from tally.errors import ArgumentError, DataError, NotReadyError
-from tally.layout import EVIDENCE_COLUMN
+from ingestion.delta import table_identity, version_at
+from tally.errors import ArgumentError, DataError
 from tally.plan import Plan, Service
 from tally.time import from_datetime
+from training.arrivals import check_landed, sentences, unknown_of
 from training.asks import Questions
 from training.cluster import Cluster, active_client
 from training.dataset import TrainingSet
 from training.engine import Progress, features, pinned_versions
-from training.evidence import greatest_fences
 from training.join import Mode
 from training.labels import LabelReader, label_tables, labels_of, together
 from training.manifest import Manifest
@@ -201,9 +198,9 @@ def _built(
     tables = {name: table_identity(offline_uri, name) for name in pinned}
 
     if reader.evidence and questions.mode == "as_served":
-        _check_landed(questions, labels, offline_uri, pinned)
-    unknown = _unknown(questions, reader, offline_uri, pinned)
-    notes = (*reader.notes, *_sentences(unknown))
+        check_landed(questions, labels, offline_uri, pinned)
+    unknown = unknown_of(questions, reader, offline_uri, pinned)
+    notes = (*reader.notes, *sentences(unknown))
 
     def manifest(rows: int, refused: Mapping[str, Any]) -> dict[str, Any]:
         return _manifest(questions, reader, rows, pinned, tables, refused, unknown)
@@ -265,54 +262,6 @@ def _versions(plan: Plan, service: Service, offline_uri: str, wanted: OfflineVer
             ) from error
     moment = from_datetime(wanted)
     return {name: version_at(offline_uri, name, moment) for name in sources}
-
-
-def _check_landed(
-    questions: Questions, labels: pa.Table | Partitioned, offline_uri: str, versions: Mapping[str, int]
-) -> None:
-    """Raise NotReadyError where lookups had read messages that the offline tables do not have yet."""
-    texts = (
-        text
-        for table in ([labels] if isinstance(labels, pa.Table) else labels.labels.tables())
-        for text in table.column(EVIDENCE_COLUMN).to_pylist()
-    )
-    plan = questions.plan
-    read = greatest_fences(texts)
-    for use in questions.service.views:
-        source = plan.source(plan.view(use.view).source)
-        if not source.topic or use.name not in read:
-            continue
-        landed = high_watermarks(plan, source, offline_uri, versions[source.name])
-        for partition, offset in sorted(read[use.name].items()):
-            if offset > landed.get(partition, -1):
-                raise NotReadyError(
-                    f"The labels were served from partition {partition} of {source.topic} up to offset {offset}, and version "
-                    f"{versions[source.name]} of offline table {source.name} ends at {landed.get(partition, -1)}; "
-                    f"run: tally ingest {source.name}"
-                )
-
-
-def _unknown(
-    questions: Questions, reader: LabelReader, offline_uri: str, versions: Mapping[str, int]
-) -> dict[str, dict[str, int]]:
-    """By view, how many rows do not say when they arrived, and what was taken instead; where that matters."""
-    if questions.mode != "as_served" or reader.evidence:
-        return {}
-    plan = questions.plan
-    found = {}
-    for use in questions.service.views:
-        view = plan.view(use.view)
-        table = open_version(offline_uri, view.source, versions[view.source])
-        found[view.name] = unknown_arrivals(plan, view, table)
-    return {name: reasons for name, reasons in found.items() if reasons}
-
-
-def _sentences(unknown: Mapping[str, Mapping[str, int]]) -> list[str]:
-    return [
-        f"{view}: when {count:,} of its rows arrived is not known ({reason})."
-        for view, reasons in unknown.items()
-        for reason, count in reasons.items()
-    ]
 
 
 def _manifest(
