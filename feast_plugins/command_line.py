@@ -1,9 +1,10 @@
-"""What is meant for the user, as Feast's commands show it: one sentence, as Tally's own commands do."""
+"""What Feast's commands show: our errors as one sentence, as Tally's own commands do, and no warnings of what is not used."""
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +28,16 @@ def errors_as_sentences() -> None:
             before(kind, error, trace)
 
     sys.excepthook = show
+
+
+def without_alpha_warnings() -> None:
+    """In a `feast` command, leave out that stream and on-demand views are experimental, which Feast says for each view.
+
+    What it warns of is how Feast itself computes them; here the plan's paths do.
+    """
+    if is_command():
+        for kind in ("Stream feature views are", "On demand feature view is an"):
+            warnings.filterwarnings("ignore", f"{kind} experimental", RuntimeWarning)
 
 
 def is_command(name: str = "") -> bool:

@@ -10,7 +10,7 @@ from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RegistryConfig
 
-from feast_plugins.command_line import errors_as_sentences, is_command
+from feast_plugins.command_line import errors_as_sentences, is_command, without_alpha_warnings
 from feast_plugins.compiler import compile_plan, read_definitions
 from feast_plugins.services import open_redis
 from infra.repository import plan_path
@@ -19,7 +19,9 @@ from tally.errors import TallyError
 from tally.plan import Plan
 from tally.size import bytes_per_key
 
-errors_as_sentences()  # this class is the first of ours that a `feast` command loads
+# This class is the first of ours that a `feast` command loads.
+errors_as_sentences()
+without_alpha_warnings()
 
 
 class TallyRegistryStore(FileRegistryStore):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -71,12 +72,7 @@ def up(settings: Settings, *, only: Sequence[str] = ()) -> Services:
         for part in wanted:
             known = recorded.get(part)
             if known is not None and is_running(known) and PARTS[part].answers(known):
-                log.info(
-                    "%s is not set: using embedded %s at %s",
-                    PARTS[part].VARIABLE,
-                    known.implementation,
-                    known.address,
-                )
+                _tell_of(part, known)
                 continue
             if known is not None:
                 # Two servers on the same data would spoil it, so one that runs without answering goes first.
@@ -94,6 +90,12 @@ def up(settings: Settings, *, only: Sequence[str] = ()) -> Services:
         _write(settings, recorded)
         raise_first(failures)
         return Services({part: recorded[part] for part in wanted})
+
+
+@cache
+def _tell_of(part: str, service: Service) -> None:
+    """Once in a process: a `feast` command opens its stores again for each view."""
+    log.info("%s is not set: using embedded %s at %s", PARTS[part].VARIABLE, service.implementation, service.address)
 
 
 def down(settings: Settings, *, wipe: bool = False) -> list[Service]:
