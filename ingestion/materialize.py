@@ -38,7 +38,7 @@ _AT_ONCE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a load did: `rows` were read and counted in, `keys` have a value, `kept` of them had a newer one already.
+    """What a load did: `rows` were read and counted in, `keys` have a value, `kept` of them had the same, or a newer one.
 
     `refused` counts the rows that were left out, by reason.
     """
@@ -49,8 +49,9 @@ class Written:
     refused: dict[str, int]
 
     def __str__(self) -> str:
-        refused = "".join(f"; refused {count}: {reason}" for reason, count in self.refused.items())
-        return f"{self.rows} rows gave {self.keys} keys, {self.kept} were newer in Redis{refused}"
+        kept = f", of which Redis had {self.kept:,} already, or newer" if self.kept else ""
+        refused = "".join(f"; refused {count:,}: {reason}" for reason, count in self.refused.items())
+        return f"{self.rows:,} rows gave {self.keys:,} keys{kept}{refused}"
 
 
 def materialize_view(

@@ -35,6 +35,6 @@ def bootstrap(
         for view in chosen:
             report = partial(progress, view.name)
             written = bootstrap_view(plan, view, settings.offline_uri(), redis, progress=report)
-            kept = f", {written.kept:,} of them already newer in Redis" if written.kept else ""
+            kept = f", of which Redis had {written.kept:,} already, or newer" if written.kept else ""
             refused = f"; left out {counts(written.refused)}" if written.refused else ""
             say(f"{view.name}: {written.keys:,} keys{kept}{refused}")

@@ -202,7 +202,9 @@ def test_a_cluster_keeps_to_the_memory_of_the_caller(client: Client, offline_uri
     questions = Questions(PLAN, PLAN.service(SERVICE), "event_time")
     versions = pinned_versions(PLAN, questions.service, offline_uri, {})
     little, much = Cluster(client, LEAST), Cluster(client, 10**12)
-    for work in survey(questions, offline_uri, versions, START, START + 36 * HOUR):
+    works = survey(questions, offline_uri, versions, START, START + 36 * HOUR)
+    assert works
+    for work in works:
         assert little.parts(work, 1_000) == much.parts(work, 1_000)
         labels = 20_000_000
         here = work.cost(0, [labels] * len(work.uses))
