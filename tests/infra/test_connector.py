@@ -41,7 +41,7 @@ def cursor(services: Settings) -> Iterator[Any]:
 
 
 def _produce(settings: Settings, topic: str, *values: tuple[int, bytes | None]) -> None:
-    producer = Producer(settings.kafka_config() | {"linger.ms": 5})
+    producer = Producer(settings.kafka_config() | {"linger.ms": 5, "enable.idempotence": True})
     for partition, value in values:
         producer.produce(topic, value, key=b"k", partition=partition, timestamp=1_357_000_000_000)
     assert producer.flush(30) == 0

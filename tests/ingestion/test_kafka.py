@@ -62,7 +62,7 @@ class Topic:
 
     def send(self, number: int, partitions: Sequence[int] = (0, 1)) -> None:
         """Send so many good messages; they differ from all before."""
-        producer = Producer({"bootstrap.servers": self.config["bootstrap.servers"]})
+        producer = in_order(self.config["bootstrap.servers"])
         offsets = Counter(message.partition for message in self.sent)
         for _ in range(number):
             serial = len(self.sent)
@@ -103,6 +103,11 @@ class Topic:
         places = [TopicPartition(self.name, partition, offset) for partition in (0, 1)]
         consumer.commit(offsets=places, asynchronous=False)
         consumer.close()
+
+
+def in_order(servers: str) -> Producer:
+    """A producer whose messages get the offsets of their order: what others send again comes behind what was sent after it."""
+    return Producer({"bootstrap.servers": servers, "enable.idempotence": True})
 
 
 @pytest.fixture
@@ -237,7 +242,7 @@ def test_bad_messages_go_to_the_dead_letters(servers: str, redis: Redis) -> None
     """With key, bytes, headers and where, why and for which view; what is good for another view still counts there."""
     topic = make_topic(servers, redis, latest_by_number())
     topic.send(11, partitions=(0,))  # the first one has no number, which only the latest view needs
-    producer = Producer({"bootstrap.servers": servers})
+    producer = in_order(servers)
     producer.produce(topic.name, b"{oops", b"k\xff", partition=1, headers=[("trace", b"7"), ("trace", None)])
     producer.produce(topic.name, None, b"gone", partition=1)
     producer.produce(topic.name, b'{"at": "2013-01-01T00:00:00Z", "f": 1, "i": 5}', partition=1)

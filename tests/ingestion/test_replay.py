@@ -68,7 +68,7 @@ class World:
 
     def send(self, *messages: dict[str, Any] | bytes, timestamp: int | None = None, **arguments: Any) -> None:
         """Send messages; `timestamp` is their CreateTime in ms."""
-        producer = Producer(self.config)
+        producer = Producer(self.config | {"enable.idempotence": True})  # else their order may change
         for message in messages:
             value = message if isinstance(message, bytes) else json.dumps(message).encode()
             if timestamp is not None:
