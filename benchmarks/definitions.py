@@ -49,9 +49,9 @@ def topic_source(topic: str) -> Source:
     return Source("events", "EVENTS", "", "", AT.name, "", topic, MESSAGE)
 
 
-def latest_view(name: str) -> View:
-    """A view of the latest row, with eight fields ``<name>_0`` to ``<name>_7``; it never expires."""
-    fields = tuple(Field(f"{name}_{i}", dtype) for i, dtype in enumerate(EIGHT))
+def latest_view(name: str, dtypes: Sequence[Dtype] = EIGHT) -> View:
+    """A view of the latest row, with fields ``<name>_0`` and so on of these dtypes; it never expires."""
+    fields = tuple(Field(f"{name}_{i}", dtype) for i, dtype in enumerate(dtypes))
     return hashed_view(_view(name, "latest", TABLE, fields, (KEY, *fields, AT), ()), TABLE)
 
 

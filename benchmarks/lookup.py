@@ -16,9 +16,10 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from benchmarks.definitions import KEY, TABLE, latest_view, plan_of, three_windowed_views, topic_source
-from benchmarks.lookup_feast import PANDAS, PYTHON, feast_store, feast_url
+from benchmarks.lookup_feast import PANDAS, PYTHON, feast_store
 from benchmarks.lookup_flights import asked_flights, flights_plan, store_flights
 from benchmarks.lookup_load import under_load
+from benchmarks.lookup_memory import bytes_per_entity
 from benchmarks.lookup_serve import beside_feast_serve
 from benchmarks.lookup_world import (
     asked,
@@ -44,7 +45,6 @@ from benchmarks.measure import (
 from infra.local import embedded
 from ingestion.reading import Rows
 from ingestion.redis_calls import load_library
-from ingestion.sizes import sizes
 from serving_client import AsyncFeatureClient, FeatureClient
 from serving_client.lookup import Lookup
 from tally.functions import describe
@@ -116,6 +116,7 @@ def run(*, quick: bool) -> Report:
         results += under_load(settings.redis_url, windowed, 0.5 if quick else 3.0, samples)
         results += said(_starts(3 if quick else STARTS))
         # Feast comes last: its import would weigh on what was measured before.
+        results += said(bytes_per_entity(settings.redis_url, now))
         results += _beside_feast(redis, settings.redis_url, plain, with_function, stored, samples)
     return Report(results, _NOTES)
 
@@ -130,7 +131,7 @@ _NOTES: Final = (
     "Feast: its SDK and its Redis store, the same rows in plain views, with an on-demand view where it says so.",
     "At a fixed rate: from when a lookup was due to its end, so that waiting for the one before counts.",
     "Start: a new process imports the client (or Feast) and ends; memory is its peak.",
-    "Bytes per entity: MEMORY USAGE of our three keys beside Feast's one hash with the same 24 values.",
+    "Bytes per entity: MEMORY USAGE of our keys, one for each view, beside Feast's one hash with the same values.",
 )
 
 
@@ -207,7 +208,6 @@ def _beside_feast(
     results = []
     with tempfile.TemporaryDirectory() as folder:
         store, features = feast_store(Path(folder), redis_url, plain.views, stored)
-        results += said(_bytes(redis, redis_url, plain))
         for on_demand, mode in (("", "plain"), (PYTHON, "Python on-demand view"), (PANDAS, "pandas on-demand view")):
             references = [*features, f"{on_demand}:{on_demand}"] if on_demand else features
             client = clients[bool(on_demand)]
@@ -233,26 +233,6 @@ def _require_equal(theirs: Any, ours: Any, on_demand: str) -> None:
     for feature, values in ours.items():
         if theirs[on_demand if feature == "per_weight" else feature] != values:
             raise DifferentAnswersError(f"Feast's {feature} is not ours for the same rows; nothing was timed.")
-
-
-def _bytes(redis: Redis, redis_url: str, plan: Plan) -> list[Result]:
-    """MEMORY USAGE of what an entity's plain views take, and of Feast's hash for the same entity."""
-    with Redis.from_url(feast_url(redis_url)) as feasts:
-        theirs = float(np.mean([feasts.memory_usage(key, samples=0) or 0 for key in feasts.scan_iter(count=1000)]))
-    ours = [size for size in sizes(redis, plan) if size.view in VIEWS]
-    results = [
-        Result(
-            "lookup: bytes per entity, 3 views x 8 fields, beside Feast's hash",
-            sum(size.ours for size in ours),
-            theirs,
-            "bytes",
-            Target("ratio", "<=", 0.4),
-        )
-    ]
-    return [
-        *results,
-        *(Result(f"lookup: bytes per entity, view {s.view} alone", s.ours, s.feast, "bytes") for s in ours),
-    ]
 
 
 _START: Final = """
