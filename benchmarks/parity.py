@@ -109,7 +109,7 @@ def _serve(
     """What was asked (with evidence) and answered, rows that were flagged, workers killed, messages sent."""
     rng = np.random.default_rng(5)
     messages = _messages(rng, lookups)
-    producer = Producer(settings.kafka_config() | {"linger.ms": 5})
+    producer = Producer(settings.kafka_config() | {"linger.ms": 5, "enable.idempotence": True})
     client = FeatureClient(redis, plan)
     asked, answers, killed, sent = [], [], 0, 0
     with ExitStack() as stack:

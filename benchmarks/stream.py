@@ -239,7 +239,10 @@ def _fill(settings: Settings, topic: str, keys: int, messages: int) -> Rows:
         AMOUNT.name: np.round(rng.gamma(2.0, 30.0, messages), 2),
     }
     create(settings, topic)
-    producer = Producer(settings.kafka_config() | {"linger.ms": 50, "queue.buffering.max.messages": messages + 1})
+    producer = Producer(
+        settings.kafka_config()
+        | {"linger.ms": 50, "enable.idempotence": True, "queue.buffering.max.messages": messages + 1}
+    )
     for at, key, amount in zip(*(arrays[name].tolist() for name in (AT.name, KEY.name, AMOUNT.name)), strict=True):
         producer.produce(topic, message(at, key, amount), key=b"%d" % key)
     _flush(producer)
@@ -309,7 +312,9 @@ def apply_share(document: str, config: Mapping[str, Any], redis_url: str) -> int
 
 def load(config: Mapping[str, Any], topic: str, rate: float, keys: int = 4_000) -> None:
     """Produce events at a rate, until SIGTERM; 20 times a second what is due."""
-    producer = Producer({**config, "linger.ms": 5, "queue.buffering.max.messages": 2_000_000})
+    producer = Producer(
+        {**config, "linger.ms": 5, "enable.idempotence": True, "queue.buffering.max.messages": 2_000_000}
+    )
     rng = np.random.default_rng(3)
     ready = [message(START + int(step), int(key), 1.0) for step, key in enumerate(rng.integers(0, keys, 50_000))]
     began, sent = time.perf_counter(), 0
