@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from infra.local import kafka_jars
 from infra.local.errors import LocalServiceError
-from infra.local.process import accepts, python_module, start_on_free_ports, wait_until_ready
+from infra.local.process import START_SECONDS, accepts, python_module, start_on_free_ports, wait_until_ready
 from infra.local.service import Service, Spawn
 from infra.settings import Settings
 
@@ -24,8 +24,6 @@ PART = "kafka"
 VARIABLE = "KAFKA_BOOTSTRAP_SERVERS"
 
 IN_MEMORY = "librdkafka's in-memory cluster"
-_DEADLINE_S = 120.0
-_FORMAT_DEADLINE_S = 120.0
 _FOREVER_MS = 2**63 - 1
 
 
@@ -90,7 +88,7 @@ def _start_apache(settings: Settings, spawn: Spawn, java: str, ports: Sequence[i
     command = (java, "-Xmx512m", "-XX:+UseSerialGC", *classes, "kafka.Kafka", str(properties))
     process = spawn(command, log_file)
     service = Service(PART, implementation, f"127.0.0.1:{ports[0]}", process.pid, command, str(log_file))
-    wait_until_ready(implementation, process, lambda: answers(service), log_file, _DEADLINE_S)
+    wait_until_ready(implementation, process, lambda: answers(service), log_file)
     return service
 
 
@@ -104,7 +102,7 @@ def _format(java: list[str], properties: Path) -> None:
         [*command, "-t", cluster_id, "-c", str(properties)],
         capture_output=True,
         text=True,
-        timeout=_FORMAT_DEADLINE_S,
+        timeout=START_SECONDS,
         check=False,
     )
     if done.returncode:
@@ -152,5 +150,5 @@ def _start_in_memory(settings: Settings, spawn: Spawn) -> Service:
     log_file = settings.home / "logs" / "kafka.log"
     command = python_module("infra.local.kafka_in_memory", str(address_file))
     process = spawn(command, log_file)
-    wait_until_ready(IN_MEMORY, process, address_file.exists, log_file, _DEADLINE_S)
+    wait_until_ready(IN_MEMORY, process, address_file.exists, log_file)
     return Service(PART, IN_MEMORY, address_file.read_text(), process.pid, command, str(log_file))

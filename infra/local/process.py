@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 import psutil
 
@@ -20,6 +21,8 @@ from infra.local.service import Service
 
 log = logging.getLogger(__name__)
 
+START_SECONDS: Final = 300.0
+"""As long as a service may take to answer. A machine that others keep busy needs minutes, an idle one seconds."""
 _POLL_S = 0.02
 _LOG_TAIL_LINES = 20
 _START_ATTEMPTS = 5
@@ -102,11 +105,9 @@ def start_on_free_ports(start: Callable[[list[int]], Service], count: int) -> Se
     raise AssertionError("unreachable")
 
 
-def wait_until_ready(
-    what: str, process: subprocess.Popen[bytes], answers: Callable[[], bool], log_file: Path, deadline_s: float
-) -> None:
+def wait_until_ready(what: str, process: subprocess.Popen[bytes], answers: Callable[[], bool], log_file: Path) -> None:
     """Return as soon as `answers()` is true. Raise, with the end of its log, when the child dies or is late."""
-    give_up = time.monotonic() + deadline_s
+    give_up = time.monotonic() + START_SECONDS
     while True:
         code = process.poll()
         if code is not None:
@@ -116,7 +117,7 @@ def wait_until_ready(
         if time.monotonic() > give_up:
             kill(process)
             raise LocalServiceError(
-                f"{what} did not answer within {deadline_s:.0f} s and was stopped; {_last_words(log_file)}"
+                f"{what} did not answer within {START_SECONDS:.0f} s and was stopped; {_last_words(log_file)}"
             )
         time.sleep(_POLL_S)
 

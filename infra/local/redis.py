@@ -21,7 +21,6 @@ PART = "redis"
 VARIABLE = "REDIS_URL"
 
 _OLDEST_MAJOR = 7  # Redis functions, which keep the fences, came with 7.0
-_DEADLINE_S = 120.0
 
 
 def start(settings: Settings, spawn: Spawn) -> Service:
@@ -38,7 +37,7 @@ def start(settings: Settings, spawn: Spawn) -> Service:
         command = (binary, str(configuration))
         process = spawn(command, log_file)
         service = Service(PART, implementation, f"redis://127.0.0.1:{port}/0", process.pid, command, str(log_file))
-        wait_until_ready(implementation, process, lambda: accepts(port) and answers(service), log_file, _DEADLINE_S)
+        wait_until_ready(implementation, process, lambda: accepts(port) and answers(service), log_file)
         return service
 
     return start_on_free_ports(on_port, 1)

@@ -19,7 +19,6 @@ VARIABLE = "SNOWFLAKE_ACCOUNT"
 DATABASE = "TALLY"
 SCHEMA = "PUBLIC"
 
-_DEADLINE_S = 120.0
 _FIRST_UNUSABLE_CONNECTOR = 5  # its core is another programme, which fakesnow 0.12 cannot import
 
 
@@ -41,7 +40,7 @@ def start(settings: Settings, spawn: Spawn) -> Service:
         address = f"http://127.0.0.1:{port_file.read_text()}"
         return Service(PART, implementation, address, process.pid, command, str(log_file))
 
-    wait_until_ready(implementation, process, lambda: port_file.exists() and answers(service()), log_file, _DEADLINE_S)
+    wait_until_ready(implementation, process, lambda: port_file.exists() and answers(service()), log_file)
     return service()
 
 

@@ -17,8 +17,6 @@ from infra.local.service import Service, Spawn
 from infra.settings import Settings
 from tests.faults.proxy import Proxy
 
-DEADLINE_S = 120.0
-
 
 @dataclass
 class Broker:
@@ -38,7 +36,7 @@ class Broker:
         """Start it and wait until it answers."""
         self.process = self.spawn(self.command, self.log_file)
         service = Service("kafka", "Apache Kafka", self.address, self.process.pid, self.command, str(self.log_file))
-        wait_until_ready("Apache Kafka", self.process, lambda: kafka.answers(service), self.log_file, DEADLINE_S)
+        wait_until_ready("Apache Kafka", self.process, lambda: kafka.answers(service), self.log_file)
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
