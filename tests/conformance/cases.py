@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import random
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -665,6 +666,14 @@ def _fading() -> Iterator[Case]:
         .ask(T)
     )
     yield _case("fading-nulls", "a stored row of nulls is there").fades(T - 5, T).ask(T)
+    yield (
+        _case("infinite", "an infinity of the warehouse is one on every path, and through a request function")
+        .event(T - 9, f64=1.0, i64=1)
+        .fades(T - 9, T, temperature=math.inf)
+        .fades(T - 5, T, temperature=-math.inf)
+        .lasts(T - 5, T, ratio=math.inf)
+        .ask(T, T - 6)
+    )
 
 
 def _lasting() -> Iterator[Case]:

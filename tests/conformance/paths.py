@@ -366,13 +366,20 @@ _KINDS = {
 # HTTP
 
 
+def entities(world: World) -> dict[str, list[Any]]:
+    """All queries as the columns of a request over HTTP."""
+    asked = [query.asked for _, query in world.queries]
+    columns: dict[str, list[Any]] = {name: [one[name] for one in asked] for name in asked[0]}
+    columns["weight"] = [None if weight is None or math.isnan(weight) else weight for weight in columns["weight"]]
+    columns["code_t"] = [to_datetime(moment).isoformat() for moment in columns["code_t"]]
+    columns["event_timestamp"] = [moment.isoformat() for moment in moments(world)]
+    return columns
+
+
 def _http(world: World) -> Answered:
     asked = [query.asked for _, query in world.queries]
-    entities: dict[str, list[Any]] = {name: [one[name] for one in asked] for name in asked[0]}
-    entities["weight"] = [None if weight is None or math.isnan(weight) else weight for weight in entities["weight"]]
-    entities["code_t"] = [to_datetime(moment).isoformat() for moment in entities["code_t"]]
-    entities["event_timestamp"] = [moment.isoformat() for moment in moments(world)]
-    answer = _post(world, {"feature_service": SERVICE, "entities": entities})
+    code, answer = post(world, {"feature_service": SERVICE, "entities": entities(world)})
+    assert code == 200, answer
     values: list[dict[str, Any]] = [{} for _ in asked]
     status: list[dict[str, str]] = [{} for _ in asked]
     dtypes = output_dtypes(world)
@@ -383,16 +390,17 @@ def _http(world: World) -> Answered:
     return Answered(values, status)
 
 
-def _post(world: World, body: Any) -> Any:
+def post(world: World, body: Any) -> tuple[int, Any]:
+    """(HTTP's status code, the JSON) that `feast serve` answers."""
     wait_for(world.server)
     request = urllib.request.Request(
         f"{world.server}/get-online-features", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+            return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        raise AssertionError(f"feast serve answered {error.code}: {error.read().decode()}") from error
+        return error.code, json.load(error)
 
 
 def _from_json(dtype: str, item: Any) -> Any:
@@ -400,6 +408,8 @@ def _from_json(dtype: str, item: Any) -> Any:
         return None
     if dtype == "UnixTimestamp":
         return item * 1_000_000
+    if dtype in ("Float64", "Float32"):
+        return float(item)  # JSON has no infinities: they are the texts that protobuf's JSON has for them
     return base64.b64decode(item) if dtype == "Bytes" else item
 
 

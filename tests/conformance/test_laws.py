@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +28,7 @@ from tests import oracle
 from tests.conformance.cases import DAY, FADING_TTL, Case, T, unanswerable
 from tests.conformance.conftest import Ask
 from tests.conformance.expected import DECIDED_BY, answer
-from tests.conformance.paths import entity_rows, label_frame, labels, of_table, open_store
+from tests.conformance.paths import PATHS, entities, entity_rows, label_frame, labels, of_table, open_store, post
 from tests.conformance.world import EVENTS, PROJECT, SERVICE, World, redis_url, stream
 from training import build_training_set
 
@@ -261,9 +263,58 @@ def test_sums_beyond_int64_are_refused_alike(world: World) -> None:
             store = open_store(world)
             store.get_online_features(store.get_feature_service(SERVICE), entity_rows(alone))
 
-    for answer_of in (from_client, from_builder, from_cluster, from_feast_offline, from_feast_online):
-        with pytest.raises(DataError, match=r"(i64|pair)_sum\w*: a sum of integers is outside int64"):
+    def from_feast_async() -> None:
+        next(path for path in PATHS if path.name == "feast-online-async").ask(alone)
+
+    refused = r"(i64|pair)_sum\w*: a sum of integers is outside int64"
+    for answer_of in (from_client, from_builder, from_cluster, from_feast_offline, from_feast_online, from_feast_async):
+        with pytest.raises(DataError, match=refused):
             answer_of()
+    code, said = post(alone, {"feature_service": SERVICE, "entities": entities(alone)})
+    assert code == 500
+    assert re.match(refused, said)
+
+
+def test_numbers_that_json_lacks(world: World) -> None:
+    """Over HTTP an infinity is a text, NaN is null, and an integer has all its digits, in the request and in the answer."""
+    row = next(row for row, (case, _) in enumerate(world.queries) if case == "request-fields")
+    asked = dataclasses.replace(world, queries=[world.queries[row]])
+    _, query = world.queries[row]
+    for weight in (math.nan, math.inf, -math.inf, 1e308):
+        columns = {**entities(asked), "weight": [weight]}
+        code, answer = post(asked, {"feature_service": SERVICE, "entities": columns})
+        assert code == 200
+        found = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+        with world.client() as client:
+            expected = client.get([{**query.asked, "weight": weight}], query.as_of).to_dict()
+        for name in ("score", "is_heavy"):
+            (value,) = found[name]["values"]
+            if isinstance(value, str):
+                assert value in ("Infinity", "-Infinity")
+                value = float(value)
+            assert repr(value) == repr(expected[name][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [
+        ("code_i", 2**63),
+        ("code_i", 2.0**53 + 2),
+        ("code_i", 1.5),
+        ("code_i", "1"),
+        ("code_i", math.nan),
+        ("code_n", 2**31),
+        ("weight", "Infinity"),
+        ("weight", 10**400),
+    ],
+    ids=["int64", "rounded", "fraction", "text", "nan", "int32", "infinity as text", "float64"],
+)
+def test_numbers_that_do_not_fit_over_http(world: World, name: str, item: Any) -> None:
+    """A number that its column cannot hold whole is an error that names the column, never another number."""
+    asked = dataclasses.replace(world, queries=world.queries[:1])
+    code, said = post(asked, {"feature_service": SERVICE, "entities": {**entities(asked), name: [item]}})
+    assert code == 500
+    assert name in said
 
 
 def test_feast_frames_keep_integers(world: World) -> None:
