@@ -25,9 +25,10 @@ from serving_client.metrics import Metrics
 from serving_client.rows import FeatureRows
 from serving_client.served_log import ServedLog
 from serving_client.status import Status
+from tally.columns import Column
 from tally.errors import DataError, TallyError
 from tally.layout import version_key
-from tally.plan import Plan
+from tally.plan import Plan, Service
 from tally.time import instants
 
 _log = logging.getLogger("serving_client")
@@ -81,13 +82,17 @@ class Answering:
 
     def _adopt(self, in_use: InUse) -> None:
         service = in_use.lookup.service
-        defaults = self.extras.fallback.defaults if self.extras.fallback is not None else None
-        self._defaults = None if defaults is None else default_columns(service, defaults)
+        self._defaults(service)
         self.in_use = in_use
         # One attribute decides whether a lookup comes here at all.
         self.careful = self.extras != Extras() or in_use.unusual
         if self.extras.metrics is not None:
             self.extras.metrics.serving(service.name, service.hash, superseded=in_use.behind is not None)
+
+    def _defaults(self, service: Service) -> Mapping[str, Column] | None:
+        """The defaults as columns of this definition of the service. Raises DataError where they do not fit it."""
+        fallback = self.extras.fallback
+        return None if fallback is None or fallback.defaults is None else default_columns(service, fallback.defaults)
 
     def renew(self, in_use: InUse) -> None:
         """Serve this from the next request on, and say what is new."""
@@ -158,7 +163,7 @@ class Answering:
         found = Looked([None] * len(keys), list(range(len(keys))), np.zeros(len(keys), np.uint8))
         if self.extras.cache is not None and question.moments is None:
             found = self.extras.cache.look(keys, self._prefixes, fallback.stale_seconds, Status.STALE)
-        if found.missing and self._defaults is None:
+        if found.missing and fallback.defaults is None:
             return None
         found.marks[found.missing] = Status.DEFAULT
         return self._marked(question, self._decoded(question, found.values), found.marks)
@@ -173,8 +178,7 @@ class Answering:
     def _marked(self, question: Question, rows: FeatureRows, marks: NDArray[np.uint8]) -> FeatureRows:
         lookup = question.in_use.lookup
         uses = marks_of_uses(lookup.service, question.request, marks)
-        defaults: Mapping[str, Any] = self._defaults or {}
-        return marked(lookup.plan, rows, uses, defaults)
+        return marked(lookup.plan, rows, uses, self._defaults(lookup.service) or {})
 
     def answered(self, question: Question, rows: FeatureRows, began: float) -> None:
         """Tell the metrics and the log."""

@@ -21,7 +21,7 @@ from serving_client.commands import Values
 from serving_client.definition import Said, first, renewed
 from serving_client.marks import Fallback
 from serving_client.metrics import Metrics
-from serving_client.reads import async_reads_of, may_pass, pauses, require_bytes
+from serving_client.reads import async_reads_of, may_pass, pauses, require_bytes, require_time
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
 from serving_client.served_log import ServedLog
@@ -70,6 +70,7 @@ class AsyncFeatureClient:
         metrics: Metrics | None = None,
     ) -> AsyncFeatureClient:
         """As `FeatureClient.connect`."""
+        require_time(timeout)
         redis = open_async_client(redis_url, timeout / 2)
         try:
             began = monotonic()

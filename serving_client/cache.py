@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -82,7 +83,7 @@ class Cache:
                 if key.startswith(prefixes):
                     self._stored.pop(key, None)
                     self._stored[key] = value, now
-            for key in list(self._stored)[: max(0, len(self._stored) - self.entries)]:
+            for key in list(islice(self._stored, max(0, len(self._stored) - self.entries))):
                 del self._stored[key]
 
 

@@ -23,7 +23,7 @@ from serving_client.forks import renew_after_fork
 from serving_client.lookup import Request
 from serving_client.marks import Fallback
 from serving_client.metrics import Metrics
-from serving_client.reads import Reads, may_pass, pauses, reads_of, require_bytes
+from serving_client.reads import Reads, may_pass, pauses, reads_of, require_bytes, require_time
 from serving_client.request import Rows
 from serving_client.rows import FeatureRows
 from serving_client.served_log import ServedLog
@@ -115,6 +115,7 @@ class FeatureClient:
         Raises UnavailableError (no Redis), NotReadyError (no plan, or a view's definition was never loaded),
         UnknownServiceError, DefinitionMismatchError (the request functions here are not those that were applied).
         """
+        require_time(timeout)
         redis = open_client(redis_url, timeout / 2)
         try:
             began = monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any, Final, Protocol
 
 from redis import Redis, RedisCluster
@@ -49,6 +50,12 @@ def require_bytes(redis: Any) -> None:
     """Raises DataError for a redis-py client that turns values into text."""
     if redis.get_encoder().decode_responses:
         raise DataError("The Redis client has decode_responses=True, which breaks packed values; make one without it.")
+
+
+def require_time(timeout: float) -> None:
+    """Raises DataError for a time-out that is none."""
+    if not 0 < timeout < inf:
+        raise DataError(f"timeout is {timeout}; give the seconds that a lookup may take, such as 1.0.")
 
 
 class Reads(Protocol):

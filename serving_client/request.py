@@ -60,6 +60,12 @@ def _from_columns(rows: Mapping[str, Values], fields: Sequence[Field]) -> tuple[
         raise DataError(
             f"The request lacks the column {missing.name!r} ({missing.dtype}); it needs {described(fields)}."
         )
+    alone = next(
+        (f.name for f in fields if not hasattr(rows[f.name], "__len__") or isinstance(rows[f.name], str | bytes)), None
+    )
+    if alone is not None:
+        kind = type(rows[alone]).__name__
+        raise DataError(f"The column {alone!r} is one {kind}; a dict holds columns, give a row as [{{...}}].")
     lengths = {f.name: len(rows[f.name]) for f in fields}
     if len(set(lengths.values())) > 1:
         raise DataError(f"The columns of a request must have one length; these have {lengths}.")

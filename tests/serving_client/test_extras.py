@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import subprocess
 import sys
@@ -31,16 +32,21 @@ from serving_client import (
     ServedLog,
     Status,
 )
+from serving_client.answering import Answering, Extras
+from serving_client.definition import InUse
+from serving_client.lookup import Lookup
 from serving_client.served_log import Served
 from serving_client.sinks import messages
 from tally.columns import column
+from tally.dtypes import Dtype
 from tally.errors import DataError, UnavailableError
 from tally.layout import EVIDENCE_COLUMN
+from tally.plan import Field, Plan, hashed_service, hashed_view
 from tests import redis_servers
 from tests.redis_servers import eventually
 from tests.serving_client import world
 from tests.serving_client.test_rules import ASKED, EVENT, PLANE
-from tests.serving_client.world import DELAYS, PLANES
+from tests.serving_client.world import DELAYS, PAIRS, PLANES
 
 FOREVER = 2**61
 HERE = {**PLANE, "at": 2**60, "v_String": "é"}
@@ -205,6 +211,25 @@ def test_defaults_must_fit() -> None:
     for defaults, message in (({"v": 1}, "default for 'v'"), ({"v_Int64": "x"}, "The default of v_Int64")):
         with pytest.raises(DataError, match=message):
             FeatureClient(Redis(), world.ONE, fallback=Fallback(defaults=defaults))
+
+
+def _leveled(dtype: Dtype) -> Plan:
+    """The service `small` with a level of that dtype."""
+    fields = (Field("level", dtype), Field("note", "String"))
+    view = dataclasses.replace(PAIRS, fields=fields, columns=(*PAIRS.keys, *fields, Field("at", "UnixTimestamp")))
+    plan = dataclasses.replace(world.PLAN, views=(hashed_view(view, world.STREAM),), functions=())
+    service = dataclasses.replace(world.PLAN.service("small"), outputs=(fields[1], fields[0]))
+    return dataclasses.replace(plan, services=(hashed_service(service, plan),))
+
+
+def test_a_default_is_of_the_definition_that_was_asked() -> None:
+    """A plan that changes while a lookup waits does not change its default: 0.1 in Float64 is another number in Float32."""
+    answering = Answering(_leveled("Float64"), Extras(fallback=Fallback(defaults={"level": 0.1})))
+    question = answering.question([{"code": 1, "who": "x"}], 0, 0.0)
+    answering.renew(InUse(Lookup(_leveled("Float32"))))
+    answer = answering.fallback(question)
+    assert answer is not None
+    assert answer.to_dict()["level"] == [0.1]
 
 
 # Log

@@ -113,6 +113,15 @@ def test_password_that_is_wrong(redis_url: str) -> None:
     assert "sesame" not in str(raised.value)
 
 
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
+def test_a_time_out_that_is_none(redis_url: str, timeout: float) -> None:
+    """A lookup needs some time, and an end."""
+    with pytest.raises(DataError, match="timeout is"):
+        FeatureClient.connect(redis_url, project=PROJECT, service="small", timeout=timeout)
+    with pytest.raises(DataError, match="timeout is"):
+        asyncio.run(AsyncFeatureClient.connect(redis_url, project=PROJECT, service="small", timeout=timeout))
+
+
 def test_address_that_is_none() -> None:
     """Text that is not a Redis URL is refused without being repeated, for it may hold a password."""
     with pytest.raises(UnavailableError, match="REDIS_URL is not a Redis address") as raised:

@@ -218,6 +218,14 @@ def test_requests_of_the_wrong_shape(client: FeatureClient) -> None:
         client.get({**{name: [value] for name, value in ASKED.items()}, "label": []})
 
 
+def test_a_row_is_no_columns(client: FeatureClient) -> None:
+    """One row given as it is, where a list of rows or columns belong, is an error that says so."""
+    some: list[Any] = [ASKED, {**ASKED, "place": ["JFK"]}, dict.fromkeys(ASKED, 1), dict.fromkeys(ASKED, "JFK")]
+    for row in some:
+        with pytest.raises(DataError, match=r"The column '\w+' is one (str|int|float); a dict holds columns"):
+            client.get(row)
+
+
 def test_numbers_of_other_kinds(redis: Redis, client: FeatureClient) -> None:
     """Whole numbers for floats, NumPy scalars and arrays, and subclasses of str are what they mean, in one row and many."""
 
