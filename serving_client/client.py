@@ -43,8 +43,9 @@ class FeatureClient:
     Safe to share between threads; a forked child of a process that called `connect` opens a client of its own. A lookup is
     one round trip, on a cluster one to each node. The options, all of them keywords:
 
-    - `timeout`: seconds that a lookup may take. A try gets half of it; reads that failed for a reason that may pass (a lost
-      connection, a server that is loading, a slot that moves) are asked again until it is over.
+    - `timeout`: seconds in which a lookup may ask. A try gets half of it; reads that failed for a reason that may pass (a lost
+      connection, a server that is loading, a slot that moves) are asked again until it is over. The last try may end
+      later: the first lookup that meets a server that hangs takes one and a half times `timeout`.
     - `cache`, `fallback`, `log`, `metrics`: see those classes. None of them costs anything where it is not given.
     """
 

@@ -55,7 +55,7 @@ def require_bytes(redis: Any) -> None:
 def require_time(timeout: float) -> None:
     """Raises DataError for a time-out that is none."""
     if not 0 < timeout < inf:
-        raise DataError(f"timeout is {timeout}; give the seconds that a lookup may take, such as 1.0.")
+        raise DataError(f"timeout is {timeout}; give the seconds in which a lookup may ask, such as 1.0.")
 
 
 class Reads(Protocol):
