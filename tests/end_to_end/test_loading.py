@@ -41,7 +41,7 @@ def test_bootstrap_then_materialize(world: World) -> None:
     """`tally bootstrap` says how many keys it wrote for each stream view, `feast materialize` writes the same ones."""
     for view in world.plan.views:
         keys = sum(key.startswith(view.prefix(PROJECT)) for key in world.stored["materialized"])
-        assert f"gave {keys} keys" in line_of(world, "materialize", f"{view.name}: ")
+        assert f"gave {keys:,} keys" in line_of(world, "materialize", f"{view.name}: ")
         if view.stream:
             assert line_of(world, "bootstrap", view.name) == f"{view.name}: {keys:,} keys"
 
