@@ -1,4 +1,4 @@
-"""``python -m benchmarks [lookup|parity|point_in_time|stream ...] [--quick]``: all subjects when none is named.
+"""``python -m benchmarks [growth|lookup|parity|point_in_time|stream ...] [--quick]``: all subjects when none is named.
 
 Prints a table for each subject and writes `results.json`. With ``--quick`` everything is small: that shows that the
 programs run, not how good anything is, so nothing is written.
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.measure import alone, report_of, show, write
 
-SUBJECTS: Final = ("lookup", "parity", "point_in_time", "stream")
+SUBJECTS: Final = ("growth", "lookup", "parity", "point_in_time", "stream")
 WIDTH: Final = 140
 RESULTS: Final = Path(__file__).with_name("results.json")
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"any of {', '.join(SUBJECTS)}; none: all")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; writes no results")
     parser.add_argument(
-        "--size", type=_events, metavar="100M", help="point_in_time: how many events the largest export joins (10M)"
+        "--size", type=_events, metavar="100M", help="growth: how many events the largest export joins (10M)"
     )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.subjects if name not in SUBJECTS]
@@ -39,7 +39,7 @@ def main() -> None:
     for subject in dict.fromkeys(arguments.subjects or SUBJECTS):
         before = os.getloadavg()[0]
         options = {"quick": arguments.quick}
-        if arguments.size and subject == "point_in_time":
+        if arguments.size and subject == "growth":
             options["events"] = arguments.size
         report, _ = alone(report_of, subject, options)  # subjects do not weigh on each other
         show(console, subject, report)

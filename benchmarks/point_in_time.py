@@ -19,7 +19,7 @@ import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
-from benchmarks import feast_stores, growth
+from benchmarks import feast_stores
 from benchmarks.definitions import AMOUNT, AT, KEY, latest_view, rows_of, topic_source, windowed_view
 from benchmarks.measure import DifferentAnswersError, Report, Result, Target, alone, alone_within, seconds_of
 from ingestion.arrow import to_columns
@@ -103,15 +103,14 @@ class Taken:
     peak: float
 
 
-def run(*, quick: bool, events: int = 10_000_000) -> Report:
-    """Time every join, and exports of up to `events` events; answers are compared. Raises DifferentAnswersError."""
+def run(*, quick: bool) -> Report:
+    """Time every join; answers are compared. Raises DifferentAnswersError."""
     results: list[Result] = []
     notes: list[str] = []
     _latest(results, notes, quick=quick)
     _feast(results, notes, quick=quick)
     _windows(results, notes, quick=quick)
-    exports = growth.results(events, quick=quick)
-    return Report([*results, *exports.results], [*notes, *exports.notes, *_NOTES])
+    return Report(results, [*notes, *_NOTES])
 
 
 _NOTES: Final = (
@@ -120,7 +119,6 @@ _NOTES: Final = (
     "GB are the peak of a side's whole process: the libraries of both sides (about 0.2 GB), inputs and answer.",
     "Every side runs on all processors that it finds; ours sorts windows and latest rows on them, and adds on one.",
     "Beside Feast, both sides read their own files and end with a pandas frame.",
-    "Exports go from a Delta table and a Parquet file of labels to a Parquet file.",
 )
 
 
