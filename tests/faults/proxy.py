@@ -102,7 +102,7 @@ class Proxy:
             self._open.discard(one)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        try:
             while data := await reader.read(_CHUNK):
                 await self._speaking.wait()
                 if self._cut_at is not None and self.passed + len(data) >= self._cut_at:
@@ -118,6 +118,8 @@ class Proxy:
                     await asyncio.sleep(len(data) * self._seconds_per_byte)
             if writer.can_write_eof():
                 writer.write_eof()
+        except OSError:
+            writer.transport.abort()  # a connection that was reset is passed on as such, or the other end would wait for ever
 
 
 @contextmanager
