@@ -16,7 +16,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from benchmarks.definitions import KEY, TABLE, latest_view, plan_of, three_windowed_views, topic_source
-from benchmarks.lookup_feast import PANDAS, PYTHON, feast_store
+from benchmarks.lookup_feast import PANDAS, PYTHON, feast_store, require_equal
 from benchmarks.lookup_flights import asked_flights, flights_plan, store_flights
 from benchmarks.lookup_load import under_load
 from benchmarks.lookup_memory import bytes_per_entity
@@ -33,7 +33,6 @@ from benchmarks.lookup_world import (
 from benchmarks.measure import (
     AsyncCall,
     Call,
-    DifferentAnswersError,
     Report,
     Result,
     Seconds,
@@ -218,7 +217,7 @@ def _beside_feast(
                     "ours": lambda client=client, rows=rows: client.get(rows).to_dict(),  # type: ignore[misc]
                     "Feast": lambda r=references, g=given: store.get_online_features(r, g).to_dict(),  # type: ignore[misc]
                 }
-                _require_equal(cases["Feast"](), cases["ours"](), on_demand)
+                require_equal(cases["Feast"](), cases["ours"](), on_demand)
                 times = in_turns(cases, samples)
                 what = f"3 views x 8 fields, {mode}, {count} row{'s' if count > 1 else ''}"
                 bounds = {(1, "p50"): 1 / 5, (100, "p50"): 1 / 20}
@@ -227,12 +226,6 @@ def _beside_feast(
             what = f"3 views x 8 fields over HTTP, {count} row{'s' if count > 1 else ''}"
             results += _compared(what, "feast serve with Feast's store", times["ours"], times["Feast"], count, {})
     return results
-
-
-def _require_equal(theirs: Any, ours: Any, on_demand: str) -> None:
-    for feature, values in ours.items():
-        if theirs[on_demand if feature == "per_weight" else feature] != values:
-            raise DifferentAnswersError(f"Feast's {feature} is not ours for the same rows; nothing was timed.")
 
 
 _START: Final = """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.definitions import AT, KEY
+from benchmarks.measure import DifferentAnswersError
 from ingestion.reading import Rows
 from tally.plan import View
 
@@ -109,6 +110,13 @@ def feast_store(folder: Path, redis_url: str, views: Sequence[View], stored: dic
         )
         store.apply([view])
     return store, [f"{view.name}:{field.name}" for view in views for field in view.fields]
+
+
+def require_equal(theirs: Any, ours: Any, on_demand: str = "") -> None:
+    """Raises DifferentAnswersError where Feast answers something else; our `per_weight` is its view `on_demand`."""
+    for feature, values in ours.items():
+        if theirs[on_demand if feature == "per_weight" else feature] != values:
+            raise DifferentAnswersError(f"Feast's {feature} is not ours for the same rows; nothing was measured.")
 
 
 def _in_python(inputs: dict[str, Any]) -> dict[str, Any]:

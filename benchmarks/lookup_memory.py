@@ -13,14 +13,12 @@ import numpy as np
 from redis import Redis
 
 from benchmarks.definitions import AT, EIGHT, KEY, TABLE, columns_of, latest_view, plan_of, rows_of
-from benchmarks.lookup_feast import database_url, open_store, store_rows
-from benchmarks.lookup_world import asked, keys
-from benchmarks.measure import DifferentAnswersError, Result, Target
+from benchmarks.lookup_feast import database_url, open_store, require_equal, store_rows
+from benchmarks.lookup_world import asked, store_latest
+from benchmarks.measure import Result, Target
 from ingestion.reading import Rows
-from ingestion.redis_store import LatestWriter
 from serving_client import FeatureClient
 from tally.dtypes import Dtype
-from tally.layout import entity_texts
 from tally.plan import View
 from tally.time import DAY, SECOND
 
@@ -79,13 +77,10 @@ def _measured(redis_url: str, shape: Shape, rng: np.random.Generator, now: int) 
         for redis in (ours, theirs):
             redis.flushdb()
         for view in views:
-            rows = stored[view.name]
-            fields = {field.name: rows.columns[field.name] for field in view.fields}
-            packed = view.row_layout.pack(rows.timestamp, rows.a, rows.b, fields)
-            LatestWriter(ours, plan.project, view).put(entity_texts([keys(ENTITIES)]), packed)
+            store_latest(ours, plan, view, stored[view.name])
         store = open_store(Path(folder), redis_url, THEIRS)
         store_rows(store, Path(folder), views, stored)
-        _require_equal(store, FeatureClient(ours, plan), views)
+        _check_answers(store, FeatureClient(ours, plan), views)
         result = Result(
             f"lookup: bytes per entity, {shape.name}, beside Feast's hash",
             _per_entity(ours),
@@ -119,15 +114,11 @@ def _rows(rng: np.random.Generator, view: View, now: int, *, long: bool) -> Rows
     return rows_of(view, columns_of(view, arrays))
 
 
-def _require_equal(store: Any, client: FeatureClient, views: Sequence[View]) -> None:
+def _check_answers(store: Any, client: FeatureClient, views: Sequence[View]) -> None:
     rows = asked(_CHECKED)
-    names = [field.name for view in views for field in view.fields]
     references = [f"{view.name}:{field.name}" for view in views for field in view.fields]
     theirs = store.get_online_features(references, [{KEY.name: row[KEY.name]} for row in rows]).to_dict()
-    ours = client.get(rows).to_dict()
-    different = [name for name in names if theirs[name] != ours[name]]
-    if different:
-        raise DifferentAnswersError(f"Feast's {different[0]} is not ours for the same rows; nothing was measured.")
+    require_equal(theirs, client.get(rows).to_dict())
 
 
 def _per_entity(redis: Redis) -> float:

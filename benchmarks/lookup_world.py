@@ -57,10 +57,10 @@ def keys(count: int) -> Column:
 
 
 def store_latest(redis: Redis, plan: Plan, view: View, rows: Rows) -> None:
-    """Write the rows of a plain view to Redis."""
+    """Write the rows of a plain view to Redis, each under its key."""
     fields = {field.name: rows.columns[field.name] for field in view.fields}
     values = view.row_layout.pack(rows.timestamp, rows.a, rows.b, fields)
-    LatestWriter(redis, plan.project, view).put(entities(), values)
+    LatestWriter(redis, plan.project, view).put(entity_texts([rows.columns[KEY.name]]), values)
 
 
 def store_tiles(redis: Redis, plan: Plan, view: View, rows: Rows) -> None:

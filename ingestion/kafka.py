@@ -238,10 +238,15 @@ class GroupConsumer:
 
     def _unavailable(self, error: KafkaException) -> UnavailableError:
         reason = self._last_error or error.args[0].str()
-        return (RefusedError if self._is_refused else UnavailableError)(
-            f"Kafka at {self._servers} cannot be used ({reason}); check KAFKA_BOOTSTRAP_SERVERS, the security settings and "
-            "that the brokers are up."
-        )
+        return (RefusedError if self._is_refused else UnavailableError)(unusable(self._servers, reason))
+
+
+def unusable(servers: str, reason: str) -> str:
+    """The sentence for brokers that do not do what they are asked."""
+    return (
+        f"Kafka at {servers} cannot be used ({reason}); check KAFKA_BOOTSTRAP_SERVERS, the security settings and that the "
+        "brokers are up."
+    )
 
 
 def _told_apart(received: Sequence[Message]) -> Received:

@@ -34,6 +34,7 @@ from ingestion.dead_letters import (
     VIEW,
 )
 from ingestion.decoding import columns, from_topic, schema_hash
+from ingestion.kafka import CRITICAL, unusable
 from ingestion.messages import view_rows
 from tally.errors import UnavailableError
 from tally.events import FOR_VIEW
@@ -48,8 +49,6 @@ REPLAYED: Final = "tally-replayed"
 """Header of a note in a dead-letter topic: which letter was replayed. Notes have neither key nor value."""
 REPLAY_OF: Final = "tally-replay-of"
 """Header of a replayed message: where the original is."""
-_CRITICAL: Final = 2
-"""librdkafka's log level (syslog's numbers)."""
 _BATCH: Final = 1_000
 _SILENCE_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.01
@@ -168,15 +167,12 @@ def _messages(config: Mapping[str, Any], topics: Sequence[str]) -> list[Message]
 
 def _quiet(reasons: list[str]) -> dict[str, Any]:
     """Properties with which librdkafka says what fails to `reasons`, not to stderr."""
-    return {"log_level": _CRITICAL, "error_cb": lambda error: reasons.append(error.str())}
+    return {"log_level": CRITICAL, "error_cb": lambda error: reasons.append(error.str())}
 
 
 def _unavailable(config: Mapping[str, Any], error: KafkaException, reasons: Sequence[str]) -> UnavailableError:
     reason = reasons[0] if reasons else error.args[0].str()
-    return UnavailableError(
-        f"Kafka at {config.get('bootstrap.servers')} cannot be used ({reason}); check KAFKA_BOOTSTRAP_SERVERS, "
-        "the security settings and that the brokers are up."
-    )
+    return UnavailableError(unusable(str(config.get("bootstrap.servers")), reason))
 
 
 # What a replay would do
