@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from connections import open_client
 from ingestion import redis_store, stream
 from ingestion.progress import advance_progress, begin_progress, progress
 from ingestion.redis_calls import load_library
@@ -22,6 +23,7 @@ from tally.layout import pack_tiles, plan_key, services_key, version_key
 from tally.plan import Field, Plan, Service, View, ViewUse, hashed_view
 from tally.time import SECOND
 from tests import oracle
+from tests.faults.proxy import proxies
 from tests.ingestion import plans, streams
 from tests.ingestion.streams import Message
 
@@ -181,6 +183,24 @@ def test_one_call_of_many_keys_is_as_many_deltas(redis: Redis) -> None:
     redis.delete(key(b"b"))
 
     assert stream.merge(events, writer.merge) == Counts(applied=3, duplicate=2, conflicts=1)
+    assert stored(redis) == streams.expected_values(VIEW, messages)
+
+
+@pytest.mark.parametrize("bytes_passed", [1, 5_000, 20_000, 40_000, 60_000])
+def test_what_was_answered_before_a_cut_is_not_asked_again(redis: Redis, bytes_passed: int) -> None:
+    """Of many calls under way, a lost connection leaves only the last few without an answer."""
+    messages = [Message(0, offset, message(offset, 100).fields | {"who": f"{offset:03}"}) for offset in range(200)]
+    events = streams.events_of(VIEW, messages)
+    with proxies(None) as (proxy,):
+        proxy.target = redis.connection_pool.connection_kwargs["port"]
+        with open_client(f"redis://127.0.0.1:{proxy.port}") as behind:
+            behind.ping()
+            proxy.cut_after(bytes_passed)
+            counts = stream.merge(events, TileWriter(cast(Redis, behind), "p", VIEW).merge)
+        assert not proxy.is_about_to_cut
+
+    assert counts.applied + counts.duplicate == len(messages)
+    assert counts.duplicate <= 48
     assert stored(redis) == streams.expected_values(VIEW, messages)
 
 
