@@ -9,6 +9,7 @@ Imports redis and nothing heavier: inference workers pay for it.
 
 from connections.address import Address, redacted
 from connections.clients import AsyncClient, Client, next_reply, open_async_client, open_client
+from connections.deadline import ending, punctual, until
 from connections.errors import (
     ClusterDownError,
     LoadingError,
@@ -29,11 +30,14 @@ __all__ = [
     "OutOfMemoryError",
     "ReadOnlyError",
     "RefusedError",
+    "ending",
     "explained",
     "next_reply",
     "open_async_client",
     "open_client",
+    "punctual",
     "reaching",
     "redacted",
+    "until",
     "where",
 ]

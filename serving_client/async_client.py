@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from redis.asyncio import RedisCluster
 
-from connections import AsyncClient, explained, open_async_client
+from connections import AsyncClient, ending, explained, open_async_client
 from connections.errors import RAISED
 from serving_client.answering import Answering, Extras, moments, now
 from serving_client.cache import Cache
@@ -103,7 +103,7 @@ class AsyncFeatureClient:
         values: Values = []
         if request.keys:
             try:
-                values = await self._reads.request(request)
+                values = await self._reads.request(request, began + self._timeout)
             except RAISED as error:
                 values = await self._read_again(request.keys, error, began)
         return lookup.decode(request, values, now() if instant is None else instant)
@@ -134,14 +134,14 @@ class AsyncFeatureClient:
         if not keys:
             return []
         try:
-            return await self._reads.keys(keys)
+            return await self._reads.keys(keys, began + self._timeout)
         except RAISED as error:
             return await self._read_again(keys, error, began)
 
     async def _read_again(self, keys: Sequence[bytes], error: Exception, began: float) -> Values:
         async def read() -> Values:
             self._answering.tried_again()
-            return await self._reads.keys(keys)
+            return await self._reads.keys(keys, began + self._timeout)
 
         return await _persist(read, self._redis, began, self._timeout, error)
 
@@ -188,7 +188,8 @@ async def _persist(
                 raise explained(redis, error) from error
             await asyncio.sleep(pause)
         try:
-            return await read()
+            async with ending(began + limit):
+                return await read()
         except RAISED as raised:
             error = raised
     raise AssertionError("pauses have no end")

@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from redis import RedisCluster
 
-from connections import Client, explained, open_client
+from connections import Client, explained, open_client, punctual, until
 from connections.errors import RAISED
 from serving_client.answering import Answering, Extras, moments, now
 from serving_client.cache import Cache
@@ -44,8 +44,7 @@ class FeatureClient:
     one round trip, on a cluster one to each node. The options, all of them keywords:
 
     - `timeout`: seconds in which a lookup may ask. A try gets half of it; reads that failed for a reason that may pass (a lost
-      connection, a server that is loading, a slot that moves) are asked again until it is over. The last try may end
-      later: the first lookup that meets a server that hangs takes one and a half times `timeout`.
+      connection, a server that is loading, a slot that moves) are asked again until it is over.
     - `cache`, `fallback`, `log`, `metrics`: see those classes. None of them costs anything where it is not given.
     """
 
@@ -117,7 +116,7 @@ class FeatureClient:
         UnknownServiceError, DefinitionMismatchError (the request functions here are not those that were applied).
         """
         require_time(timeout)
-        redis = open_client(redis_url, timeout / 2)
+        redis = punctual(open_client(redis_url, timeout / 2))
         try:
             began = monotonic()
             said = _persist(lambda: _said(redis, project, service, ())[0], redis, began, timeout)
@@ -153,7 +152,7 @@ class FeatureClient:
         values: Values = []
         if request.keys:
             try:
-                values = self._reads.request(request)
+                values = self._reads.request(request, began + self._timeout)
             except RAISED as error:
                 values = self._read_again(request.keys, error, began)
         return lookup.decode(request, values, now() if instant is None else instant)
@@ -184,14 +183,14 @@ class FeatureClient:
         if not keys:
             return []
         try:
-            return self._reads.keys(keys)
+            return self._reads.keys(keys, began + self._timeout)
         except RAISED as error:
             return self._read_again(keys, error, began)
 
     def _read_again(self, keys: Sequence[bytes], error: Exception, began: float) -> Values:
         def read() -> Values:
             self._answering.tried_again()
-            return self._reads.keys(keys)
+            return self._reads.keys(keys, began + self._timeout)
 
         return _persist(read, self._redis, began, self._timeout, error)
 
@@ -235,11 +234,11 @@ class _Reopening:
     def __init__(self, opened: Callable[[], Reads]) -> None:
         self._opened = opened
 
-    def request(self, request: Request | FewRequest) -> Values:
-        return self._opened().request(request)
+    def request(self, request: Request | FewRequest, ends: float) -> Values:
+        return self._opened().request(request, ends)
 
-    def keys(self, keys: Sequence[bytes]) -> Values:
-        return self._opened().keys(keys)
+    def keys(self, keys: Sequence[bytes], ends: float) -> Values:
+        return self._opened().keys(keys, ends)
 
 
 def _persist(
@@ -255,7 +254,8 @@ def _persist(
                 raise explained(redis, error) from error
             sleep(pause)
         try:
-            return read()
+            with until(began + timeout):
+                return read()
         except RAISED as raised:
             error = raised
     raise AssertionError("pauses have no end")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from redis import RedisCluster
@@ -18,7 +19,7 @@ from redis.exceptions import AskError, MovedError, ResponseError, SlotNotCovered
 from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import TimeoutError as TimedOutError
 
-from connections import next_reply
+from connections import ending, next_reply, punctual, until
 from serving_client.commands import Values
 from tally.errors import StoredBytesError
 
@@ -90,11 +91,15 @@ class ClusterReads:
         self._cluster = cluster
         self._outdated = False
 
-    def read(self, keys: Sequence[bytes]) -> Values:
-        """The value of each key, None where there is none.
+    def read(self, keys: Sequence[bytes], ends: float = inf) -> Values:
+        """The value of each key, None where there is none, by `ends`.
 
         Raises StoredBytesError, naming the key, for one of another type; else as redis-py does.
         """
+        with until(ends):
+            return self._read(keys)
+
+    def _read(self, keys: Sequence[bytes]) -> Values:
         manager = self._cluster.nodes_manager
         if self._outdated:
             self._outdated = False
@@ -132,7 +137,7 @@ class ClusterReads:
                 pool.release(connection)
 
     def _pool(self, node: Any) -> Any:
-        return self._cluster.get_redis_connection(node).connection_pool
+        return punctual(self._cluster.get_redis_connection(node)).connection_pool
 
     def _follow(self, manager: Any, key: bytes, error: AskError) -> Any:
         node = _redirected(manager.get_node(error.host, error.port), error)
@@ -156,8 +161,16 @@ class AsyncClusterReads:
         self._cluster = cluster
         self._outdated = False
 
-    async def read(self, keys: Sequence[bytes]) -> Values:
+    async def read(self, keys: Sequence[bytes], ends: float = inf) -> Values:
         """As `ClusterReads.read`."""
+        try:
+            async with ending(ends):
+                return await self._read(keys)
+        except TimedOutError:
+            self._outdated = True
+            raise
+
+    async def _read(self, keys: Sequence[bytes]) -> Values:
         await self._cluster.initialize()
         manager = self._cluster.nodes_manager
         if self._outdated:

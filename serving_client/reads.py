@@ -59,22 +59,22 @@ def require_time(timeout: float) -> None:
 
 
 class Reads(Protocol):
-    """One round trip to each server. Raises as redis-py does."""
+    """One round trip to each server, over when `time.monotonic` says `ends`. Raises as redis-py does."""
 
-    def request(self, request: Request | FewRequest) -> Values:
+    def request(self, request: Request | FewRequest, ends: float) -> Values:
         """The values of the request's keys."""
 
-    def keys(self, keys: Sequence[bytes]) -> Values:
+    def keys(self, keys: Sequence[bytes], ends: float) -> Values:
         """The values of these keys."""
 
 
 class AsyncReads(Protocol):
     """`Reads` for asyncio."""
 
-    async def request(self, request: Request | FewRequest) -> Values:
+    async def request(self, request: Request | FewRequest, ends: float) -> Values:
         """As `Reads.request`."""
 
-    async def keys(self, keys: Sequence[bytes]) -> Values:
+    async def keys(self, keys: Sequence[bytes], ends: float) -> Values:
         """As `Reads.keys`."""
 
     async def close(self) -> None:
@@ -95,33 +95,33 @@ class _OnServer:
     def __init__(self, redis: Redis) -> None:
         self._wire = Wire(redis)
 
-    def request(self, request: Request | FewRequest) -> Values:
-        return self._wire.read(request.command())
+    def request(self, request: Request | FewRequest, ends: float) -> Values:
+        return self._wire.read(request.command(), ends)
 
-    def keys(self, keys: Sequence[bytes]) -> Values:
-        return self._wire.read(mget(keys))
+    def keys(self, keys: Sequence[bytes], ends: float) -> Values:
+        return self._wire.read(mget(keys), ends)
 
 
 class _OnCluster:
     def __init__(self, redis: RedisCluster) -> None:
         self._cluster = ClusterReads(redis)
 
-    def request(self, request: Request | FewRequest) -> Values:
-        return self._cluster.read(request.keys)
+    def request(self, request: Request | FewRequest, ends: float) -> Values:
+        return self._cluster.read(request.keys, ends)
 
-    def keys(self, keys: Sequence[bytes]) -> Values:
-        return self._cluster.read(keys)
+    def keys(self, keys: Sequence[bytes], ends: float) -> Values:
+        return self._cluster.read(keys, ends)
 
 
 class _OnServerAsync:
     def __init__(self, redis: Any) -> None:
         self._wire = AsyncWire(redis)
 
-    async def request(self, request: Request | FewRequest) -> Values:
-        return await self._wire.read(request.command())
+    async def request(self, request: Request | FewRequest, ends: float) -> Values:
+        return await self._wire.read(request.command(), ends)
 
-    async def keys(self, keys: Sequence[bytes]) -> Values:
-        return await self._wire.read(mget(keys))
+    async def keys(self, keys: Sequence[bytes], ends: float) -> Values:
+        return await self._wire.read(mget(keys), ends)
 
     async def close(self) -> None:
         await self._wire.close()
@@ -131,11 +131,11 @@ class _OnClusterAsync:
     def __init__(self, redis: AsyncRedisCluster) -> None:
         self._cluster = AsyncClusterReads(redis)
 
-    async def request(self, request: Request | FewRequest) -> Values:
-        return await self._cluster.read(request.keys)
+    async def request(self, request: Request | FewRequest, ends: float) -> Values:
+        return await self._cluster.read(request.keys, ends)
 
-    async def keys(self, keys: Sequence[bytes]) -> Values:
-        return await self._cluster.read(keys)
+    async def keys(self, keys: Sequence[bytes], ends: float) -> Values:
+        return await self._cluster.read(keys, ends)
 
     async def close(self) -> None:
         return None

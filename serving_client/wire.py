@@ -10,6 +10,7 @@ import os
 import time
 import weakref
 from collections import deque
+from math import inf
 from typing import Any, Final, cast
 
 from redis import Redis
@@ -18,6 +19,7 @@ from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as TimedOutError
 
+from connections import ending, punctual, until
 from serving_client.commands import Values
 
 Idle = deque[tuple[Any, float]]
@@ -62,37 +64,41 @@ class Wire(_AtHand):
     """Reads over the connections of `redis`. Safe to share between threads, and across a fork."""
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis.connection_pool)
+        super().__init__(punctual(redis).connection_pool)
         weakref.finalize(self, _release, self.pool, self._idle).atexit = False
 
-    def read(self, command: bytes) -> Values:
-        """The answer to a packed command that changes nothing. Raises as redis-py does."""
-        connection, until = self.take()
+    def read(self, command: bytes, ends: float = inf) -> Values:
+        """The answer to a packed command that changes nothing, by `ends`. Raises as redis-py does.
+
+        A connection at hand answers within its own time-out: only what comes after that may take many.
+        """
+        connection, back = self.take()
         if connection is None:
-            return self._from_pool(command)
+            return self._from_pool(command, ends)
         try:
             values = _ask(connection, command)
         except ResponseError:
-            self._give_back(connection, until)
+            self._give_back(connection, back)
             raise
         except BaseException as error:
             self.pool.release(connection)
             if not _pool_may_do(error, connection):
                 raise
         else:
-            self._give_back(connection, until)
+            self._give_back(connection, back)
             return values
-        return self._from_pool(command)
+        return self._from_pool(command, ends)
 
-    def _from_pool(self, command: bytes) -> Values:
-        connection = self.pool.get_connection()
-        try:
-            values = connection.retry.call_with_retry(
-                lambda: _ask(connection, command), lambda _: connection.disconnect()
-            )
-        except BaseException:
-            self.pool.release(connection)
-            raise
+    def _from_pool(self, command: bytes, ends: float) -> Values:
+        with until(ends):
+            connection = self.pool.get_connection()
+            try:
+                values = connection.retry.call_with_retry(
+                    lambda: _ask(connection, command), lambda _: connection.disconnect()
+                )
+            except BaseException:
+                self.pool.release(connection)
+                raise
         self._give_back(connection, time.monotonic() + KEPT_SECONDS)
         return cast(Values, values)
 
@@ -124,36 +130,37 @@ class AsyncWire(_AtHand):
     def __init__(self, redis: AsyncRedis) -> None:
         super().__init__(redis.connection_pool)
 
-    async def read(self, command: bytes) -> Values:
+    async def read(self, command: bytes, ends: float = inf) -> Values:
         """As `Wire.read`."""
-        connection, until = self.take()
+        connection, back = self.take()
         if connection is None:
-            return await self._from_pool(command)
+            return await self._from_pool(command, ends)
         try:
             values = await _ask_async(connection, command)
         except ResponseError:
-            await self._give_back(connection, until)
+            await self._give_back(connection, back)
             raise
         except BaseException as error:
             await self.pool.release(connection)
             if not _pool_may_do(error, connection):
                 raise
         else:
-            await self._give_back(connection, until)
+            await self._give_back(connection, back)
             return values
-        return await self._from_pool(command)
+        return await self._from_pool(command, ends)
 
-    async def _from_pool(self, command: bytes) -> Values:
-        connection = await self.pool.get_connection()
+    async def _from_pool(self, command: bytes, ends: float) -> Values:
+        async with ending(ends):
+            connection = await self.pool.get_connection()
 
-        async def disconnect(_: Exception) -> None:
-            await connection.disconnect(nowait=True)
+            async def disconnect(_: Exception) -> None:
+                await connection.disconnect(nowait=True)
 
-        try:
-            values = await connection.retry.call_with_retry(lambda: _ask_async(connection, command), disconnect)
-        except BaseException:
-            await self.pool.release(connection)
-            raise
+            try:
+                values = await connection.retry.call_with_retry(lambda: _ask_async(connection, command), disconnect)
+            except BaseException:
+                await self.pool.release(connection)
+                raise
         await self._give_back(connection, time.monotonic() + KEPT_SECONDS)
         return cast(Values, values)
 
