@@ -20,6 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from redis import RedisCluster
+from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import TimeoutError as TimedOutError
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _AnyClient = TypeVar("_AnyClient", bound="Client")
 
 
 _OVER: Final = "the time of the request is over"
+_CLOSED: Final = "another thread closed the connection"
+_OF_NONE: Final = (AttributeError, TypeError, ValueError)
+"""What redis-py raises on its way when another thread closes the client, and the socket that it uses is None."""
 
 
 class _Ends(threading.local):
@@ -99,7 +103,7 @@ def _left(seconds: float | None) -> float | None:
 
 
 class _Punctual:
-    """What comes before a connection class of redis-py: each wait for its socket ends in time."""
+    """What comes before a connection class of redis-py: each wait for its socket ends in time, or with redis-py's errors."""
 
     socket_timeout: Any
     socket_connect_timeout: Any
@@ -115,11 +119,29 @@ class _Punctual:
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
         self._hurry()
-        super().send_packed_command(*args, **options)  # type: ignore[misc]
+        try:
+            super().send_packed_command(*args, **options)  # type: ignore[misc]
+        except _OF_NONE as error:
+            if self._sock is None:
+                raise LostError(_CLOSED) from error
+            raise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         self._hurry()
-        return super().read_response(*args, **options)  # type: ignore[misc]
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]
+        except _OF_NONE as error:
+            if self._sock is None:
+                raise LostError(_CLOSED) from error
+            raise
+
+    def can_read(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().can_read(*args, **options)  # type: ignore[misc]
+        except _OF_NONE as error:
+            if self._sock is None:
+                raise LostError(_CLOSED) from error
+            raise
 
     def _hurry(self) -> None:
         sock = self._sock

@@ -73,6 +73,7 @@ class FeatureClient:
         self._reopen: Callable[[], Client] | None = None
         self._opening = threading.Lock()
         self._abandoned: list[Client] = []
+        self._closed = False
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -214,10 +215,10 @@ class FeatureClient:
 
     def close(self) -> None:
         """Closes the connections."""
-        waited = self._renewing.acquire(timeout=self._timeout)  # a look for a newer plan may be using them
+        if not self._closed:
+            self._closed = True
+            self._renewing.acquire(timeout=self._timeout)  # a look for a newer plan may be using them; none begins now
         self._redis.close()
-        if waited:
-            self._renewing.release()
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from redis import connection as redis_connection
 from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 
@@ -217,6 +218,37 @@ def test_a_connection_that_the_server_closed_is_no_failure(redis_url: str, redis
             redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             flow.flows(3)
     assert not flow.failures
+
+
+@pytest.mark.parametrize("moment", ["send_packed_command", "read_response", "can_read"])
+@pytest.mark.parametrize("servers", ["redis_url", "redis_cluster"])
+def test_a_client_that_is_closed_amid_a_lookup(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, servers: str, moment: str
+) -> None:
+    """Its connections lose their sockets in whatever redis-py is about to do: the lookup opens others, and answers."""
+    found = request.getfixturevalue(servers)
+    url: str = found if isinstance(found, str) else found.url
+    with connections.open_client(url) as redis:
+        redis.flushall()
+        world.publish(redis)
+        write(redis, 7)
+    if moment == "can_read":  # asked by the pool, where nothing is at hand
+        monkeypatch.setattr("serving_client.wire.KEPT_SECONDS", -1.0)
+    with FeatureClient.connect(url, project=PROJECT, service="small", timeout=PATIENT) as client:
+        client.get(ROWS, 0)
+        redis_py = getattr(redis_connection.Connection, moment)
+        closed = []
+
+        def closing(self: Any, *args: Any, **options: Any) -> Any:
+            if not closed:
+                closed.append(True)
+                client.close()
+                self._sock.fileno()  # as redis-py does, without a look whether the socket is there
+            return redis_py(self, *args, **options)
+
+        monkeypatch.setattr(redis_connection.Connection, moment, closing)
+        assert client.get(ROWS, 0).to_dict()["level"] == [7] * len(ROWS)
+        assert closed
 
 
 def test_while_redis_loads(tmp_path: Path) -> None:
