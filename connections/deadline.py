@@ -20,7 +20,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from redis import RedisCluster
-from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import TimeoutError as TimedOutError
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ _AnyClient = TypeVar("_AnyClient", bound="Client")
 
 
 _OVER: Final = "the time of the request is over"
-_CLOSED: Final = "another thread closed the connection"
-_OF_NONE: Final = (AttributeError, TypeError, ValueError)
-"""What redis-py raises on its way when another thread closes the client, and the socket that it uses is None."""
 
 
 class _Ends(threading.local):
@@ -103,49 +99,37 @@ def _left(seconds: float | None) -> float | None:
 
 
 class _Punctual:
-    """What comes before a connection class of redis-py: each wait for its socket ends in time, or with redis-py's errors."""
+    """What comes before a connection class of redis-py: each wait for its socket ends in time."""
 
     socket_timeout: Any
     socket_connect_timeout: Any
     _sock: Any
+    _hurried = False
+    """Whether the socket waits less long than `socket_timeout` at the moment."""
 
     def _connect(self) -> Any:
         own = self.socket_connect_timeout, self.socket_timeout
         self.socket_connect_timeout, self.socket_timeout = (_left(seconds) for seconds in own)
+        self._hurried = self.socket_timeout != own[1]
         try:
             return super()._connect()  # type: ignore[misc]
         finally:
             self.socket_connect_timeout, self.socket_timeout = own
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
-        self._hurry()
-        try:
-            super().send_packed_command(*args, **options)  # type: ignore[misc]
-        except _OF_NONE as error:
-            if self._sock is None:
-                raise LostError(_CLOSED) from error
-            raise
+        if self._hurried or _ends.moment != inf:
+            self._hurry()
+        super().send_packed_command(*args, **options)  # type: ignore[misc]
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        self._hurry()
-        try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
-        except _OF_NONE as error:
-            if self._sock is None:
-                raise LostError(_CLOSED) from error
-            raise
-
-    def can_read(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().can_read(*args, **options)  # type: ignore[misc]
-        except _OF_NONE as error:
-            if self._sock is None:
-                raise LostError(_CLOSED) from error
-            raise
+        if self._hurried or _ends.moment != inf:
+            self._hurry()
+        return super().read_response(*args, **options)  # type: ignore[misc]
 
     def _hurry(self) -> None:
         sock = self._sock
         if sock is not None:
             left = _left(self.socket_timeout)
+            self._hurried = left != self.socket_timeout
             if sock.gettimeout() != left:
                 sock.settimeout(left)

@@ -31,6 +31,10 @@ _PASSING: Final = (
     OSError,
 )
 
+_CLOSED: Final = "the client was closed meanwhile"
+_OF_NONE: Final = (AttributeError, TypeError, ValueError)
+"""What redis-py raises of a socket that is gone when its client is closed under a command."""
+
 
 def may_pass(error: Exception) -> bool:
     """Whether a read that failed like this may succeed when it is asked again. Reads change nothing, so all are safe."""
@@ -67,6 +71,9 @@ class Reads(Protocol):
     def keys(self, keys: Sequence[bytes], ends: float) -> Values:
         """The values of these keys."""
 
+    def close(self) -> None:
+        """The client is being closed, under whoever still reads."""
+
 
 class AsyncReads(Protocol):
     """`Reads` for asyncio."""
@@ -78,7 +85,7 @@ class AsyncReads(Protocol):
         """As `Reads.keys`."""
 
     async def close(self) -> None:
-        """Gives connections back."""
+        """As `Reads.close`; gives connections back."""
 
 
 def reads_of(redis: Client) -> Reads:
@@ -94,48 +101,85 @@ def async_reads_of(redis: AsyncClient) -> AsyncReads:
 class _OnServer:
     def __init__(self, redis: Redis) -> None:
         self._wire = Wire(redis)
+        self._closed = False
 
     def request(self, request: Request | FewRequest, ends: float) -> Values:
-        return self._wire.read(request.command(), ends)
+        return self._read(request.command(), ends)
 
     def keys(self, keys: Sequence[bytes], ends: float) -> Values:
-        return self._wire.read(mget(keys), ends)
+        return self._read(mget(keys), ends)
+
+    def _read(self, command: bytes, ends: float) -> Values:
+        try:
+            return self._wire.read(command, ends)
+        except _OF_NONE as error:
+            if not self._closed:
+                raise
+            raise errors.ConnectionError(_CLOSED) from error
+
+    def close(self) -> None:
+        self._closed = True
 
 
 class _OnCluster:
     def __init__(self, redis: RedisCluster) -> None:
         self._cluster = ClusterReads(redis)
+        self._closed = False
 
     def request(self, request: Request | FewRequest, ends: float) -> Values:
-        return self._cluster.read(request.keys, ends)
+        return self.keys(request.keys, ends)
 
     def keys(self, keys: Sequence[bytes], ends: float) -> Values:
-        return self._cluster.read(keys, ends)
+        try:
+            return self._cluster.read(keys, ends)
+        except _OF_NONE as error:
+            if not self._closed:
+                raise
+            raise errors.ConnectionError(_CLOSED) from error
+
+    def close(self) -> None:
+        self._closed = True
 
 
 class _OnServerAsync:
     def __init__(self, redis: Any) -> None:
         self._wire = AsyncWire(redis)
+        self._closed = False
 
     async def request(self, request: Request | FewRequest, ends: float) -> Values:
-        return await self._wire.read(request.command(), ends)
+        return await self._read(request.command(), ends)
 
     async def keys(self, keys: Sequence[bytes], ends: float) -> Values:
-        return await self._wire.read(mget(keys), ends)
+        return await self._read(mget(keys), ends)
+
+    async def _read(self, command: bytes, ends: float) -> Values:
+        try:
+            return await self._wire.read(command, ends)
+        except _OF_NONE as error:
+            if not self._closed:
+                raise
+            raise errors.ConnectionError(_CLOSED) from error
 
     async def close(self) -> None:
+        self._closed = True
         await self._wire.close()
 
 
 class _OnClusterAsync:
     def __init__(self, redis: AsyncRedisCluster) -> None:
         self._cluster = AsyncClusterReads(redis)
+        self._closed = False
 
     async def request(self, request: Request | FewRequest, ends: float) -> Values:
-        return await self._cluster.read(request.keys, ends)
+        return await self.keys(request.keys, ends)
 
     async def keys(self, keys: Sequence[bytes], ends: float) -> Values:
-        return await self._cluster.read(keys, ends)
+        try:
+            return await self._cluster.read(keys, ends)
+        except _OF_NONE as error:
+            if not self._closed:
+                raise
+            raise errors.ConnectionError(_CLOSED) from error
 
     async def close(self) -> None:
-        return None
+        self._closed = True

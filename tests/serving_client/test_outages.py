@@ -7,12 +7,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from redis import connection as redis_connection
+from redis.asyncio import connection as async_connection
 from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 
@@ -220,18 +221,21 @@ def test_a_connection_that_the_server_closed_is_no_failure(redis_url: str, redis
     assert not flow.failures
 
 
-@pytest.mark.parametrize("moment", ["send_packed_command", "read_response", "can_read"])
-@pytest.mark.parametrize("servers", ["redis_url", "redis_cluster"])
-def test_a_client_that_is_closed_amid_a_lookup(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, servers: str, moment: str
-) -> None:
-    """Its connections lose their sockets in whatever redis-py is about to do: the lookup opens others, and answers."""
-    found = request.getfixturevalue(servers)
-    url: str = found if isinstance(found, str) else found.url
-    with connections.open_client(url) as redis:
+@pytest.fixture(params=["redis_url", "redis_cluster"])
+def url(request: pytest.FixtureRequest) -> str:
+    """An address of one server and of a cluster, where every row says 7."""
+    found = request.getfixturevalue(request.param)
+    address = str(getattr(found, "url", found))
+    with connections.open_client(address) as redis:
         redis.flushall()
         world.publish(redis)
         write(redis, 7)
+    return address
+
+
+@pytest.mark.parametrize("moment", ["send_packed_command", "read_response", "can_read"])
+def test_a_client_that_is_closed_amid_a_lookup(monkeypatch: pytest.MonkeyPatch, url: str, moment: str) -> None:
+    """Its connections lose their sockets in whatever redis-py is about to do: the lookup opens others, and answers."""
     if moment == "can_read":  # asked by the pool, where nothing is at hand
         monkeypatch.setattr("serving_client.wire.KEPT_SECONDS", -1.0)
     with FeatureClient.connect(url, project=PROJECT, service="small", timeout=PATIENT) as client:
@@ -251,6 +255,73 @@ def test_a_client_that_is_closed_amid_a_lookup(
         assert closed
 
 
+@pytest.mark.parametrize("moment", ["send_packed_command", "read_response"])
+def test_an_asynchronous_client_that_is_closed_amid_a_lookup(
+    monkeypatch: pytest.MonkeyPatch, url: str, moment: str
+) -> None:
+    """As the synchronous one."""
+    redis_py = getattr(async_connection.Connection, moment)
+
+    async def use() -> None:
+        async with await AsyncFeatureClient.connect(url, project=PROJECT, service="small", timeout=PATIENT) as client:
+            await client.get(ROWS, 0)
+            closed = []
+
+            async def closing(self: Any, *args: Any, **options: Any) -> Any:
+                if not closed:
+                    closed.append(True)
+                    await client.close()
+                    await self.disconnect()
+                    self._writer.writelines([])
+                return await redis_py(self, *args, **options)
+
+            monkeypatch.setattr(async_connection.Connection, moment, closing)
+            assert (await client.get(ROWS, 0)).to_dict()["level"] == [7] * len(ROWS)
+            assert closed
+
+    asyncio.run(use())
+
+
+def test_a_closed_client_looks_for_no_plan(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What is missing would make an open one look, in a thread that a closed cluster's client would end with an error."""
+    looked = []
+    for closed in (False, True):
+        client = FeatureClient.connect(url, project=PROJECT, service="small", timeout=PATIENT, check_seconds=0)
+        monkeypatch.setattr(client, "_renew", lambda _, closed=closed: looked.append(closed))
+        if closed:
+            client.close()
+        client.get([{"code": 99, "who": "nobody"}], 0)
+        for thread in threading.enumerate():
+            if thread.name == "tally-plan":
+                thread.join()
+        if not closed:
+            client._renewing.release()  # which `_renew` does
+            client.close()
+    assert looked == [False]
+
+
+def test_answers_of_cancelled_lookups_are_nobodys(url: str) -> None:
+    """A lookup that is cancelled at any turn of the loop leaves nothing that the next one could take for its own."""
+    with connections.open_client(url) as redis:
+        rows = [{"code": c, "who": "x", "at": 0, "a": 0, "level": c, "note": str(c)} for c in CODES]
+        world.store_latest(redis, PAIRS, rows)
+
+    async def use() -> None:
+        async with await AsyncFeatureClient.connect(url, project=PROJECT, service="small", timeout=PATIENT) as client:
+            for turns in (*range(40), *range(40)):
+                cancelled = asyncio.create_task(client.get(ROWS[1:], 0))
+                beside = asyncio.create_task(client.get(ROWS[2:4], 0))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                cancelled.cancel()
+                assert (await client.get(ROWS[:1], 0)).to_dict()["level"] == [0]
+                assert (await beside).to_dict()["level"] == [2, 3]
+                with suppress(asyncio.CancelledError):
+                    assert (await cancelled).to_dict()["level"] == [*CODES[1:]]
+
+    asyncio.run(use())
+
+
 def test_while_redis_loads(tmp_path: Path) -> None:
     """A server that reads its data says so: LoadingError after the time of a request, an answer where it is long enough."""
     slow = ("key-load-delay 3000", "loading-process-events-interval-bytes 1024")
@@ -262,7 +333,7 @@ def test_while_redis_loads(tmp_path: Path) -> None:
                 redis.set(f"other-{i}", "x" * 100)
             redis.save()
         patient = FeatureClient(connections.open_client(server.url()), world.PLAN.for_service("small"), timeout=60)
-        hasty = FeatureClient(connections.open_client(server.url(), 0.5), world.PLAN.for_service("small"), timeout=0.02)
+        hasty = FeatureClient(connections.open_client(server.url()), world.PLAN.for_service("small"), timeout=1)
         server.kill()
         server.start()
         said = []

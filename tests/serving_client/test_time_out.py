@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ class Clock:
         self.hung = False
 
     def __call__(self) -> float:
+        """The time."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -67,7 +67,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture(params=["standalone", "cluster", "sentinel"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+def url(request: pytest.FixtureRequest) -> str:
     """An address of each topology, where the world is published."""
     if request.param == "standalone":
         found = str(request.getfixturevalue("redis_url"))
@@ -78,7 +78,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
     with connections.open_client(found) as redis:
         redis.flushall()
         world.publish(redis)
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["connected", "not yet connected"])
