@@ -7,12 +7,12 @@ definition without progress (`ingestion.positions`): what is read twice is appli
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from ingestion.kafka import GroupConsumer
 from ingestion.patience import Patience
-from ingestion.positions import begin
+from ingestion.positions import begin, check_end
 from ingestion.report import Place, State
 from ingestion.worker_progress import WorkerProgress
 
@@ -90,14 +90,40 @@ class Assignment:
         self.next.update(positions)
         self._patience.answered()
 
+    def look_again(self, places: Collection[Place]) -> None:
+        """Go on reading places that do not hold what we would read next. Raises NotReadyError when that is a loss."""
+        starts = self._starts({place for place in places if place in self.next})
+        if starts:  # librdkafka has stopped to fetch them, so seeking is not possible
+            self._consumer.unassign(starts)
+            self._consumer.assign(starts)
+            self.next.update(starts)
+
+    def ends(self, partitions: Mapping[str, Sequence[int]]) -> dict[Place, int]:
+        """The offset after the last message of each partition that has any, whoever reads it. Raises NotReadyError if Redis is ahead."""
+        come, targets = self._progress.of_places(), {}
+        for place in [(topic, number) for topic, numbers in partitions.items() for number in numbers]:
+            low, high = self._consumer.watermarks(*place)
+            check_end(place, high, come.get(place, ()))
+            if high > low:
+                targets[place] = high
+        return targets
+
+    def check_ids(self) -> None:
+        """Raises NotReadyError when a topic is not the one that Redis was filled from."""
+        self._patience.outlast(partial(self._progress.check_ids, self._kafka_patience.outlast(self._ids)))
+
+    def _ids(self) -> dict[str, str]:
+        return self._consumer.ids(self._consumer.ask_ids())
+
     def _starts(self, places: Collection[Place]) -> dict[Place, int]:
         """Where to read each place, by what Redis has; every view's progress is there at least from now on."""
         if not places:
             return {}
+        self.check_ids()
         of_views = self._patience.outlast(self._progress.of_each)
         emptied = not any(of_views.values()) and self._patience.outlast(self._progress.is_empty)
         committed = self._kafka_patience.outlast(partial(self._consumer.committed, places))
-        starts = {}
+        starts, expired = {}, set()
         for place, offset in committed.items():
             found = begin(
                 place,
@@ -108,6 +134,7 @@ class Assignment:
                 skip_expired=self._skip_expired,
             )
             if found.expired:
+                expired.add(place)
                 self._state.summary.topics[place[0]].expired += found.expired
                 log.warning("%s[%d]: %d messages were deleted before they were read", *place, found.expired)
             if found.again:
@@ -116,5 +143,6 @@ class Assignment:
                 )
             starts[place] = found.offset
         self._progress.begin(of_views, starts)
+        self._progress.skip_to({place: starts[place] for place in expired})
         self._kafka_patience.answered()
         return starts

@@ -9,9 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, TopicDescription
 
 from connections import RefusedError
 from ingestion.report import Place, State
@@ -37,6 +39,10 @@ SESSION_MILLISECONDS: Final = 10_000
 worker that is declared dead too soon does no harm: what it still writes lies behind the fences."""
 CRITICAL: Final = 2
 """librdkafka's log level (syslog's numbers): what is less comes to `_on_error`, too, and from there to the log."""
+TOPICS_MILLISECONDS: Final = 5_000
+"""How soon new partitions are noticed. librdkafka's own value is five minutes, in which nobody would read them."""
+_CONSUMER_ONLY: Final = ("group.", "session.", "heartbeat.", "auto.", "enable.", "fetch.", "max.poll.", "queued.")
+_NO_ID: Final = ("", "AAAAAAAAAAAAAAAAAAAAAA")
 _REFUSALS: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001
 
 
@@ -68,16 +74,20 @@ class GroupConsumer:
                 "fetch.queue.backoff.ms": 10,  # a full queue is drained in less than librdkafka's second
                 "session.timeout.ms": session,
                 "heartbeat.interval.ms": min(3_000, session // 4),
+                "topic.metadata.refresh.interval.ms": TOPICS_MILLISECONDS,
                 **config,
                 "group.id": group,
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
-                "auto.offset.reset": "earliest",
+                "auto.offset.reset": "error",  # what lies beyond the ends of a partition is ours to judge
                 "partition.assignment.strategy": "cooperative-sticky",
                 "error_cb": self._on_error,
                 "on_commit": self._on_commit,
             },
             logger=log,
+        )
+        self._admin = AdminClient(
+            {**without_consumer(config), "log_level": CRITICAL, "error_cb": lambda _: None}, logger=log
         )
 
     def close(self) -> None:
@@ -102,15 +112,24 @@ class GroupConsumer:
                 )
         return {topic: sorted(known[topic].partitions) for topic in self._views}
 
-    def high_watermarks(self, partitions: Mapping[str, Sequence[int]]) -> dict[Place, int]:
-        """The offset after the last message of each partition that has any."""
-        targets = {}
-        for topic, numbers in partitions.items():
-            for number in numbers:
-                low, high = self.watermarks(topic, number)
-                if high > low:
-                    targets[topic, number] = high
-        return targets
+    def ask_ids(self) -> dict[str, Future[TopicDescription]]:
+        """Ask for the id of each topic (`id_of`), without waiting."""
+        topics = TopicCollection(sorted(self._views))
+        asked: dict[str, Future[TopicDescription]] = self._admin.describe_topics(topics, request_timeout=KAFKA_SECONDS)
+        return asked
+
+    def ids(self, asked: Mapping[str, Future[TopicDescription]]) -> dict[str, str]:
+        """Topic -> the id that Kafka has given it; empty where it gives none. Topics that are not there are left out."""
+        found = {}
+        for topic, description in asked.items():
+            try:
+                text = str(description.result().topic_id)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise self._unavailable(error) from error
+            else:
+                found[topic] = "" if text in _NO_ID else text
+        return found
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """(offset of the first message, offset after the last one)."""
@@ -213,11 +232,22 @@ class GroupConsumer:
             if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                 # Beyond the last message there may be markers of transactions, which nobody reads.
                 ends[message.topic(), message.partition()] = message.offset()
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+                continue  # see `out_of_range`
             elif error.code() == KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
                 log.warning("Kafka gave our partitions to others while Redis was away; joining the group again")
             elif not error.retriable():
                 raise self._unavailable(KafkaException(error))
         return ends
+
+    def out_of_range(self, errors: Sequence[Message]) -> set[Place]:
+        """The partitions among what came beside messages that do not hold the offset that we would read next."""
+        found = set()
+        for message, error in zip(errors, map(Message.error, errors), strict=True):
+            if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+                log.warning("%s[%d] cannot be read on (%s)", message.topic(), message.partition(), error.str())
+                found.add((message.topic(), message.partition()))
+        return found
 
     # Errors
 
@@ -239,6 +269,11 @@ class GroupConsumer:
     def _unavailable(self, error: KafkaException) -> UnavailableError:
         reason = self._last_error or error.args[0].str()
         return (RefusedError if self._is_refused else UnavailableError)(unusable(self._servers, reason))
+
+
+def without_consumer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Librdkafka's properties for a client that consumes nothing."""
+    return {name: value for name, value in config.items() if not name.startswith(_CONSUMER_ONLY)}
 
 
 def unusable(servers: str, reason: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ingestion.report import Place
@@ -36,13 +36,7 @@ def begin(
     """
     topic, partition = place
     begun = {view: offset for view, offset in come.items() if offset is not None}
-    ahead = max(begun.values(), default=0)
-    if ahead > high:
-        raise NotReadyError(
-            f"Redis holds events of {topic}[{partition}] up to offset {ahead - 1}, the topic ends at {high - 1}: it is another "
-            "topic of that name, or was truncated. Change the views' definitions (any change), or remove their keys and "
-            "progress from Redis (feast teardown does); then start again."
-        )
+    check_end(place, high, begun.values())
     wanted = min([*(offset or 0 for offset in come.values()), *([committed] if committed >= 0 else [])])
     behind = {view: offset for view, offset in begun.items() if offset < low}
     if emptied and committed > 0 and low > 0:
@@ -58,3 +52,18 @@ def begin(
         )
     again = max(0, committed - max(low, min(begun.values(), default=0))) if begun or emptied else 0
     return Begin(max(wanted, low), expired, again)
+
+
+def check_end(place: Place, high: int, come: Collection[int]) -> None:
+    """Raises NotReadyError when views have come beyond the end of a partition: new events would be taken for old ones.
+
+    `come` has to be looked up before `high`, for both rise.
+    """
+    ahead = max(come, default=0)
+    if ahead > high:
+        topic, partition = place
+        raise NotReadyError(
+            f"Redis holds events of {topic}[{partition}] up to offset {ahead - 1}, the topic ends at {high - 1}: it is another "
+            "topic of that name, or was truncated. Change the views' definitions (any change), or remove their keys and "
+            "progress from Redis (feast teardown does); then start again."
+        )

@@ -10,11 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from confluent_kafka import Message
+from confluent_kafka.admin import TopicDescription
 
 from connections import Client, RefusedError
 from ingestion import kafka, stream
@@ -30,13 +32,14 @@ from ingestion.redis_calls import ReplacedError
 from ingestion.report import KAFKA, REGISTRY, Place, Progress, State, Summary, TopicCounts
 from ingestion.stream import Counts
 from ingestion.worker_progress import WorkerProgress
-from tally.errors import DefinitionError
+from tally.errors import DefinitionError, UnavailableError
 from tally.plan import Plan, View
 
 log = logging.getLogger(__name__)
 
 COMMIT_SECONDS: Final = 1.0
 REPORT_SECONDS: Final = 10.0
+TOPICS_SECONDS: Final = 5.0
 
 
 def run(
@@ -74,7 +77,7 @@ def run(
         views,
         dict(kafka_config),
         redis,
-        group or f"tally-{plan.project}",
+        group or group_of(plan, views),
         stop or threading.Event(),
         on_batch,
         writer_schema,
@@ -98,6 +101,17 @@ def stream_views(plan: Plan, names: Iterable[str] | None) -> list[View]:
     return views
 
 
+def group_of(plan: Plan, views: Sequence[View]) -> str:
+    """The consumer group of workers that serve these views.
+
+    Workers of one group share the partitions, so those that serve other views must not be in it: each view would lack what
+    the other's workers read.
+    """
+    group = f"tally-{plan.project}"
+    names = sorted(view.name for view in views)
+    return group if names == sorted(view.name for view in stream_views(plan, None)) else "-".join([group, *names])
+
+
 class _Worker:
     def __init__(
         self,
@@ -113,7 +127,7 @@ class _Worker:
         *,
         skip_expired: bool,
     ) -> None:
-        self._stop, self._on_batch, self._state = stop, on_batch, state
+        self._stop, self._on_batch, self._state, self._group = stop, on_batch, state, group
         self._patience, self._kafka_patience = Patience(stop, state), Patience(stop, state, KAFKA)
         name = writer_name()
         readers = [reader_of(plan, view, redis, name, self._patience) for view in views]
@@ -133,7 +147,9 @@ class _Worker:
         )
         self._intake = Intake(self._consumer, sources_of, decoders, stop, Patience(stop, state, REGISTRY))
         self._applier = Applier(by_topic, self._intake, self._summary.views)
-        self._committed_at = self._reported_at = 0.0
+        self._asked: dict[str, Future[TopicDescription]] | None = None
+        self._gone: set[str] = set()
+        self._committed_at = self._reported_at = self._asked_at = 0.0
 
     def run(self, *, until_end: bool) -> Summary:
         started = time.monotonic()
@@ -147,7 +163,8 @@ class _Worker:
                 self._kafka_patience.answered()
                 self._patience.outlast(self._progress.meet, (RefusedError,))
                 self._patience.answered()
-            targets = self._consumer.high_watermarks(partitions) if until_end else None
+            self._assignment.check_ids()
+            targets = self._assignment.ends(partitions) if until_end else None
             given = self._assignment
             self._consumer.subscribe(given.on_assign, given.on_revoke, given.on_lost)
             self._loop(targets)
@@ -165,15 +182,19 @@ class _Worker:
         return self._summary
 
     def _loop(self, targets: Mapping[Place, int] | None) -> None:
-        next_of, looked_at = self._assignment.next, 0.0
+        next_of, looked_at, told_at = self._assignment.next, 0.0, time.monotonic()
         while not self._stop.is_set():
             if targets is not None:
                 ours = all(next_of[place] >= end for place, end in targets.items() if place in next_of)
                 if ours and time.monotonic() - looked_at > kafka.POLL_SECONDS:
                     looked_at = time.monotonic()
                     elsewhere = self._progress.of_places()
-                    if all(max(next_of.get(p, 0), min(elsewhere.get(p, [0]))) >= end for p, end in targets.items()):
+                    left = [p for p, end in targets.items() if max(next_of.get(p, 0), min(elsewhere.get(p, [0]))) < end]
+                    if not left:
                         return
+                    if looked_at - told_at > REPORT_SECONDS:
+                        told_at = looked_at
+                        log.warning("waiting for other workers of %s to apply %s", self._group, _listed(left))
             messages, errors = self._intake.received()
             if self._assignment.failure is not None:
                 raise self._assignment.failure
@@ -191,9 +212,26 @@ class _Worker:
                 self._committed_at = now
                 self._consumer.commit(next_of, asynchronous=True)
                 self._state.lag = self._consumer.lag(next_of)
+            self._check_topics(now)
             if now - self._reported_at > REPORT_SECONDS:
                 self._reported_at = now
                 self._report()
+
+    def _check_topics(self, now: float) -> None:
+        """Every few seconds, whether the topics are still those that we began with. Raises NotReadyError if they are not."""
+        if self._asked is None:
+            if now - self._asked_at > TOPICS_SECONDS:
+                self._asked, self._asked_at = self._consumer.ask_ids(), now
+        elif all(answer.done() for answer in self._asked.values()):
+            asked, self._asked = self._asked, None
+            try:
+                ids = self._consumer.ids(asked)
+                self._progress.check_ids(ids)
+            except UnavailableError:
+                return  # it is asked again
+            for topic in asked.keys() - ids.keys() - self._gone:
+                log.warning("Kafka has no topic %s any more; nothing is read of it", topic)
+            self._gone = asked.keys() - ids.keys()
 
     def _batch(self, by_topic: Mapping[str, Sequence[Message]], errors: Sequence[Message]) -> None:
         next_of = self._assignment.next
@@ -208,6 +246,7 @@ class _Worker:
             if next_of.get(place, offset) < offset:
                 next_of[place] = offset
                 self._progress.advance({place: offset})
+        self._assignment.look_again(self._consumer.out_of_range(errors))
         if count and self._on_batch:
             self._state.lag = self._consumer.lag(next_of)
             _, created = next(iter(by_topic.values()))[0].timestamp()
@@ -224,7 +263,8 @@ class _Worker:
         reached: dict[Place, int] = {}
         for stretch in stream.rising(partition, offset):
             letters = self._applier.apply(topic, messages[stretch], partition[stretch], offset[stretch])
-            self._dead_letters.write(topic, letters)
+            self._kafka_patience.outlast(partial(self._dead_letters.write, topic, letters), (RefusedError,))
+            self._kafka_patience.answered()
             counts.consumed += stretch.stop - stretch.start
             counts.dead_lettered += len(letters)
             ends = np.zeros(int(partition.max()) + 1, np.int64)
@@ -255,3 +295,8 @@ class _Worker:
                 "%s: %d applied, %d duplicates, %d too late, %d refused",
                 name, c.applied, c.duplicate, c.too_late, c.refused.total(),
             )  # fmt: skip
+
+
+def _listed(places: Iterable[Place]) -> str:
+    shown = ", ".join(f"{topic}[{number}]" for topic, number in sorted(places))
+    return f"{shown} (workers of another plan never will: stop them, or give this run a --group of its own)"

@@ -13,6 +13,7 @@ from ingestion.patience import Patience
 from ingestion.progress import advance_progress, begin_progress, is_empty, progress_of_each, witness
 from ingestion.redis_calls import load_library
 from ingestion.report import Place
+from ingestion.topics import check_ids
 from tally.plan import View
 
 
@@ -40,6 +41,10 @@ class WorkerProgress:
     def load_functions(self) -> None:
         """Load the function library wherever it is missing. Raises UnavailableError."""
         load_library(self._redis)
+
+    def check_ids(self, ids: Mapping[str, str]) -> None:
+        """See `ingestion.topics`. Raises NotReadyError, UnavailableError."""
+        check_ids(self._redis, self._project, self.views, ids)
 
     def of_each(self) -> dict[str, dict[Place, int]]:
         """View -> how far it has come in each partition of its topic, where it has begun."""
@@ -74,6 +79,11 @@ class WorkerProgress:
             of_topic = _of_topic(topic, positions)
             advance_progress(self._redis, self._project, self.views[topic], of_topic, self._patience, self._writer)
         self._patience.answered()
+
+    def skip_to(self, positions: Mapping[Place, int]) -> None:
+        """Raise the progress of all views of each topic to where it begins, whatever this worker has written."""
+        for topic, views in self.views.items():
+            advance_progress(self._redis, self._project, views, _of_topic(topic, positions), self._patience)
 
     def witnessed(self, positions: Mapping[Place, int]) -> bool:
         """Whether every server still holds progress up to `positions`; if so they take the worker's deltas."""

@@ -68,6 +68,11 @@ def views_key(project: str) -> str:
     return f"tally:{project}:views"
 
 
+def topics_key(project: str) -> str:
+    """A hash: ``<view>@<view hash>:<topic>`` -> the id that Kafka had given the topic from which that definition was filled."""
+    return f"tally:{project}:topics"
+
+
 def progress_key(project: str, shard: str = "") -> str:
     """A hash: ``<view>@<view hash>:<topic>:<partition>`` -> how far that definition has come.
 

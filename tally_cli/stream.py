@@ -37,7 +37,7 @@ def stream(
         typer.Option(
             "--group",
             metavar="NAME",
-            help="The consumer group; tally-PROJECT by default. Another lets two plans run side by side.",
+            help="The consumer group; tally-PROJECT by default, with --view the views' names too. Another lets two plans run side by side.",
         ),
     ] = None,
     metrics_port: Annotated[

@@ -378,10 +378,12 @@ def test_a_view_without_progress_is_read_from_the_beginning(servers: str, redis:
     assert topic.run().views["cells"].applied == 22
 
 
-def test_another_topic_of_that_name_is_refused(topic: Topic) -> None:
-    """Fences beyond the topic's end would make every new message a duplicate: say so instead."""
+@pytest.mark.parametrize("partitions", [(0,), (0, 1)])
+def test_another_topic_of_that_name_is_refused(topic: Topic, partitions: tuple[int, ...]) -> None:
+    """Fences beyond the topic's end would make every new message a duplicate: say so, even if all seems to be read."""
     topic.send(2)
-    advance_progress(topic.redis, topic.plan.project, [topic.view], {(topic.name, 0): 500})
+    come = {(topic.name, number): 500 for number in partitions}
+    advance_progress(topic.redis, topic.plan.project, [topic.view], come)
 
     with pytest.raises(NotReadyError, match=rf"{topic.name}\[0\] up to offset 499, the topic ends at 0"):
         topic.run()

@@ -270,9 +270,11 @@ def test_keys_as_they_stand_in_redis() -> None:
         layout.version_key("p", "s"),
         layout.services_key("p"),
         layout.views_key("p"),
+        layout.topics_key("p"),
         layout.progress_key("p"),
     ]
-    assert names == ["tally:p:plan:s", "tally:p:version:s", "tally:p:services", "tally:p:views", "tally:p:progress"]
+    after = ["plan:s", "version:s", "services", "views", "topics", "progress"]
+    assert names == [f"tally:p:{name}" for name in after]
 
 
 def test_no_rows() -> None:
