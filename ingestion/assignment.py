@@ -137,6 +137,12 @@ class Assignment:
                 expired.add(place)
                 self._state.summary.topics[place[0]].expired += found.expired
                 log.warning("%s[%d]: %d messages were deleted before they were read", *place, found.expired)
+            for view in found.late:
+                log.warning(
+                    "%s begins with offset %d of %s[%d], the first that is there: what reaches farther back is not whole; stop all "
+                    "workers, run tally ingest and tally bootstrap %s, then start again",
+                    view, found.offset, *place, view,
+                )  # fmt: skip
             if found.again:
                 log.warning(
                     "%s[%d]: Redis lacks %d messages that were committed; reading them again", *place, found.again

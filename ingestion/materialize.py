@@ -6,6 +6,7 @@ one, and tiles only to tiles that hold every event they hold.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from tally.latest import sorted_positions
 from tally.layout import entity_texts, pack_tiles
 from tally.plan import Plan, View
 from tally.tiles import TileLayout, build
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """(keys written, keys in all)."""
@@ -97,6 +100,12 @@ def bootstrap_view(
         # Tiles that were kept are ahead in one partition and may be behind in another: the stream has to read that again.
         positions = {(source.topic, partition): offset + 1 for partition, offset in watermarks.items()}
         advance_progress(redis, plan.project, [view], positions, writer=name)
+    else:
+        log.warning(
+            "%s: %d keys stay as they are, for the stream has brought them events beyond the offline store. They lack what the topic had "
+            "deleted before the stream began with this definition, if it had: then stop all workers, run tally ingest, and "
+            "this again", view.name, written.kept,
+        )  # fmt: skip
     return written
 
 

@@ -11,11 +11,15 @@ from tally.errors import NotReadyError
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Read from `offset`. `expired` messages before it are gone unread; `again` were committed, but Redis lacks them."""
+    """Read from `offset`. `expired` messages before it are gone unread; `again` were committed, but Redis lacks them.
+
+    Views that are `late` have read nothing of the partition, and its beginning is gone.
+    """
 
     offset: int
     expired: int
     again: int
+    late: tuple[str, ...] = ()
 
 
 def begin(
@@ -51,7 +55,8 @@ def begin(
             "start again; or start with --skip-expired to go on without those events."
         )
     again = max(0, committed - max(low, min(begun.values(), default=0))) if begun or emptied else 0
-    return Begin(max(wanted, low), expired, again)
+    late = tuple(sorted(come.keys() - begun.keys() - behind.keys())) if low else ()
+    return Begin(max(wanted, low), expired, again, late)
 
 
 def check_end(place: Place, high: int, come: Collection[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +21,9 @@ from tally.plan import Field, Plan, Service, View, ViewUse, hashed_service, hash
 from tally.time import to_datetime
 from tests.ingestion import stored
 from tests.ingestion.plans import FOR_EVER
+from tests.ingestion.streams import Message, expected_values
 from tests.ingestion.test_kafka import Topic, eventually, make_topic, servers
+from tests.ingestion.test_kafka_changes import shorten
 
 __all__ = ["servers"]
 
@@ -54,6 +56,40 @@ def streaming(topic: Topic, group: str) -> Iterator[Future[Summary]]:
             stop.set()
 
 
+def landed(messages: Sequence[Message]) -> list[stored.Message]:
+    """Messages as the landing table has them."""
+    return [
+        stored.message(m.partition, m.offset, **(m.fields | {"at": to_datetime(m.fields["at"]).isoformat()}))
+        for m in messages
+    ]
+
+
+def test_a_bootstrap_comes_after_a_stream_that_began_late(
+    servers: str, redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The topic has lost its beginning: the stream says what is missing, the bootstrap that it left keys so; a second one heals."""
+    topic = make_topic(servers, redis)
+    view = hashed_view(replace(topic.view, future_tolerance=FOR_EVER), topic.plan.sources[0])
+    topic = replace(topic, plan=replace(topic.plan, views=(view,)))
+    source = topic.plan.sources[0]
+    topic.send(300)
+    shorten(topic, 100)
+
+    topic.run()
+
+    for partition in (0, 1):
+        assert f"cells begins with offset 100 of {topic.name}[{partition}], the first that is there" in caplog.text
+    stored.put_messages(topic.plan, source, str(tmp_path), landed(topic.sent[:250]))
+    assert bootstrap_view(topic.plan, topic.view, str(tmp_path), redis).kept == 3
+    assert "cells: 3 keys stay as they are" in caplog.text
+    assert topic.stored() != topic.expected()
+
+    stored.put_messages(topic.plan, source, str(tmp_path), landed(topic.sent[250:]))
+    assert bootstrap_view(topic.plan, topic.view, str(tmp_path), redis).kept == 0
+    assert topic.run().consumed == 0
+    assert topic.stored() == expected_values(topic.view, topic.sent, {0: 149, 1: 149})
+
+
 def test_a_new_definition_is_bootstrapped_while_the_old_one_serves(
     servers: str, redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
@@ -69,11 +105,7 @@ def test_a_new_definition_is_bootstrapped_while_the_old_one_serves(
         old.send(400)
         eventually(lambda: old.stored() == old.expected())
         client = FeatureClient.connect(redis_url, project=old.plan.project, service="s", timeout=60)
-        landed = [
-            stored.message(m.partition, m.offset, **(m.fields | {"at": to_datetime(m.fields["at"]).isoformat()}))
-            for m in old.sent[:300]
-        ]
-        stored.put_messages(new.plan, new.plan.sources[0], str(tmp_path), landed)
+        stored.put_messages(new.plan, new.plan.sources[0], str(tmp_path), landed(old.sent[:300]))
         old.send(50)
 
         written = bootstrap_view(new.plan, new.view, str(tmp_path), redis)

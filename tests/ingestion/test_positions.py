@@ -14,15 +14,15 @@ PLACE = ("events", 3)
     ("low", "high", "committed", "come", "emptied", "expected"),
     [
         (0, 9, -1, {"a": None}, True, Begin(0, 0, 0)),  # nobody ever read it
-        (5, 9, -1, {"a": None}, True, Begin(5, 0, 0)),  # nor what is gone
+        (5, 9, -1, {"a": None}, True, Begin(5, 0, 0, ("a",))),  # nor what is gone
         (0, 9, 7, {"a": 7, "b": 7}, False, Begin(7, 0, 0)),
         (0, 9, 7, {"a": 7, "b": 4}, False, Begin(4, 0, 3)),  # b is behind
         (0, 9, 4, {"a": 7}, False, Begin(4, 0, 0)),  # the group was set back
         (0, 9, -1, {"a": 6}, False, Begin(6, 0, 0)),  # a bootstrap went before
         (0, 9, 7, {"a": 3}, False, Begin(3, 0, 4)),  # an older snapshot
         (0, 9, 7, {"a": None}, True, Begin(0, 0, 7)),  # Redis was emptied, and the topic has everything
-        (5, 9, 7, {"a": None}, False, Begin(5, 0, 0)),  # a new definition
-        (5, 9, 7, {"a": None, "b": 8}, False, Begin(5, 0, 0)),
+        (5, 9, 7, {"a": None}, False, Begin(5, 0, 0, ("a",))),  # a new definition
+        (5, 9, 7, {"a": None, "b": 8}, False, Begin(5, 0, 0, ("a",))),
     ],
 )
 def test_reading_begins_at_the_least(
