@@ -17,6 +17,7 @@ from ingestion.arrow import to_columns
 from ingestion.dead_letters import Letter
 from ingestion.decoding import schema_hash
 from ingestion.intake import Intake, schema_of
+from ingestion.kafka import headers_of
 from ingestion.patience import Patience
 from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.stream import Counts
@@ -115,7 +116,7 @@ class Applier:
 def _only_for(messages: Sequence[Message]) -> dict[int, str]:
     """The rows that count for one view only, and which (`tally.events.FOR_VIEW`)."""
     result = {}
-    with_headers = [found for found in enumerate(map(Message.headers, messages)) if found[1]]
+    with_headers = [(row, headers) for row, headers in enumerate(headers_of(messages)) if headers]
     for row, headers in with_headers:
         for name, value in headers:
             if name == FOR_VIEW and value:

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from connections import RefusedError
-from ingestion.kafka import without_consumer
+from ingestion.kafka import Headers, headers_of, without_consumer
 from tally.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _WRITING: Final = {
     "queue.buffering.max.kbytes": 131_072,  # as much as should get there in this time
 }
 _AWAY: Final = (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)  # noqa: SLF001
-_Contents = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+_Contents = tuple[bytes | None, bytes | None, Headers]
 """(key, value, headers)."""
 
 
@@ -51,7 +51,7 @@ class Letter:
 
 def _with_message(letter: Letter) -> _Contents:
     message = letter.message
-    return message.key(), message.value(), [*(message.headers() or []), *_headers(letter, letter.reason)]
+    return message.key(), message.value(), [*(headers_of([message])[0] or []), *_headers(letter, letter.reason)]
 
 
 def _without_message(letter: Letter, target: str) -> _Contents:
@@ -62,7 +62,7 @@ def _without_message(letter: Letter, target: str) -> _Contents:
     return None, None, _headers(letter, reason)
 
 
-def _headers(letter: Letter, reason: str) -> list[tuple[str, bytes | None]]:
+def _headers(letter: Letter, reason: str) -> Headers:
     message = letter.message
     return [
         (TOPIC, message.topic().encode()),

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 Received = tuple[Mapping[str, Sequence[Message]], Sequence[Message]]
 """(the messages of each topic, what came beside them: errors and ends of partitions)."""
 
+Headers = list[tuple[str, bytes | None]]
+
 MAX_BATCH: Final = 200_000
 """A worker that is behind takes all that librdkafka has fetched, at most 64 MiB: the more events of an entity are in a batch,
 the less each of them costs. One that keeps up takes what has come since the last batch, which is little."""
@@ -271,8 +273,21 @@ class GroupConsumer:
         return (RefusedError if self._is_refused else UnavailableError)(unusable(self._servers, reason))
 
 
+def headers_of(messages: Sequence[Message]) -> list[Headers | None]:
+    """The headers of each message; None where there are none, and where a name is not UTF-8: confluent_kafka cannot read those."""
+    found: list[Headers | None] = []
+    asked = map(Message.headers, messages)  # it sees the error; after a plain call that may come up anywhere
+    while len(found) < len(messages):
+        try:
+            found.extend(asked)
+        except SystemError:
+            messages[len(found)].set_headers([])  # asked again, it would answer with a name that is a null pointer
+            found.append(None)
+    return found
+
+
 def without_consumer(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Librdkafka's properties for a client that consumes nothing."""
+    """Properties of librdkafka for a client that consumes nothing."""
     return {name: value for name, value in config.items() if not name.startswith(_CONSUMER_ONLY)}
 
 

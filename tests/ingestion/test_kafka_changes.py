@@ -1,7 +1,8 @@
-"""A worker whose topics change below it: created anew, shortened, widened; and dead-letter topics that take less."""
+"""A worker whose topics change below it: created anew, shortened, widened; and letters that are hard to read or to write."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition, cimpl
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -264,6 +265,44 @@ def test_a_letter_that_is_too_large_goes_without_its_message(topic: Topic) -> No
     assert (summary.consumed, summary.topics[topic.name].dead_lettered) == (3, 3)
     open_letters = read_letters(topic.config, [topic.name])
     assert {judged.state for judged in judge(topic.plan, open_letters, None, 0)} == {"refused"}
+
+
+def send_with_header(topic: Topic, value: bytes, name: bytes) -> None:
+    """Send a message to partition 0 with a header of this name, which only librdkafka itself can: Python's names are texts."""
+    library = ctypes.CDLL(cimpl.__file__)
+    for function in (library.rd_kafka_conf_new, library.rd_kafka_new, library.rd_kafka_headers_new):
+        function.restype = ctypes.c_void_p
+    config = ctypes.c_void_p(library.rd_kafka_conf_new())
+    servers = topic.config["bootstrap.servers"].encode()
+    assert library.rd_kafka_conf_set(config, b"bootstrap.servers", servers, None, ctypes.c_size_t(0)) == 0
+    producer = ctypes.c_void_p(library.rd_kafka_new(0, config, None, ctypes.c_size_t(0)))
+    headers = ctypes.c_void_p(library.rd_kafka_headers_new(ctypes.c_size_t(1)))
+    assert library.rd_kafka_header_add(headers, name, ctypes.c_ssize_t(len(name)), b"7", ctypes.c_ssize_t(1)) == 0
+    to, partition, value_of, flags, with_headers, end = 1, 3, 4, 7, 10, 0  # rd_kafka_vtype_t
+    copied = ctypes.c_int(2)
+    sent = library.rd_kafka_producev(
+        producer,
+        *(to, topic.name.encode(), partition, ctypes.c_int32(0), value_of, value, ctypes.c_size_t(len(value))),
+        *(flags, copied, with_headers, headers, end),
+    )
+    assert sent == library.rd_kafka_flush(producer, 60_000) == 0
+    library.rd_kafka_destroy(producer)
+
+
+def test_names_of_headers_that_are_no_text(topic: Topic) -> None:
+    """Of a message that can be used and of one that cannot: neither ends the run, and the letter is without its headers."""
+    topic.send(10)
+    send_with_header(topic, b"{oops", b"na\xefve")
+    send_with_header(topic, b'{"at": "2013-01-01T00:00:00Z", "who": "d", "f": 1}', b"na\xefve")
+    topic.send(1, partitions=(1,))
+
+    summary = topic.run()
+
+    assert (summary.views["cells"].applied, summary.topics[topic.name].dead_lettered) == (12, 1)
+    (letter,) = read_all(topic.config["bootstrap.servers"], topic.name + ".dlq")
+    assert letter.value() == b"{oops"
+    assert [name for name, _ in letter.headers() if not name.startswith("tally-")] == []
+    assert {key: value for key, value in topic.stored().items() if key != b"d"} == topic.expected()
 
 
 def test_a_topic_that_refuses_letters_ends_the_run(topic: Topic) -> None:
