@@ -24,10 +24,11 @@ REASON, VIEW, DEFINITION = "tally-reason", "tally-view", "tally-definition"
 KAFKA_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.1
 
+ANY_SIZE: Final = {"message.max.bytes": 1_000_000_000, "compression.type": "zstd"}
+"""Properties of a producer that leaves it to the broker to say what is too large."""
 _WRITING: Final = {
+    **ANY_SIZE,
     "enable.idempotence": True,
-    "message.max.bytes": 1_000_000_000,  # whether a letter is too large is for the broker to say
-    "compression.type": "zstd",
     "message.timeout.ms": 30_000,
     "queue.buffering.max.kbytes": 131_072,  # as much as should get there in this time
 }

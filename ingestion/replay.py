@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from ingestion.avro import WriterSchema
 from ingestion.dead_letters import (
+    ANY_SIZE,
     DEFINITION,
     KAFKA_SECONDS,
     OFFSET,
@@ -242,7 +243,7 @@ class Replayer:
         self._last: dict[tuple[Any, ...], Any] = {}
         self._reasons: list[str] = []
         mine = {"transactional.id": f"tally-replay-{project}"}
-        self._producer = Producer({**config, **mine, **_quiet(self._reasons)})
+        self._producer = Producer({**config, **ANY_SIZE, **mine, **_quiet(self._reasons)})
         try:
             self._producer.init_transactions(_SILENCE_SECONDS)
         except KafkaException as error:

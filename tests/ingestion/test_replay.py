@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -130,6 +131,27 @@ def test_a_future_event_is_replayed_once_its_time_has_come(world: World) -> None
         [("trace", b"7"), (REPLAY_OF, place), (FOR_VIEW, name)] for name in (b"by_who", b"by_x")
     ]
     assert {(m.key(), m.value()) for m in replayed} == {(b"k\xff", json.dumps(message).encode())}
+
+
+def test_a_letter_as_large_as_its_topic_takes_is_replayed(world: World) -> None:
+    """With its headers it is larger than the message; no limit of the client's keeps it, and all others, from being sent."""
+    now = time.time_ns() // 1_000_000
+    message = {
+        "at": to_datetime(now * 1000).isoformat(),
+        "who": "a",
+        "x": 1,
+        "y": 2,
+        "more": random.randbytes(524_000).hex(),
+    }
+    producer = Producer(world.config | {"message.max.bytes": 2_000_000})
+    producer.produce(world.source.topic, json.dumps(message).encode(), timestamp=now - 3_600_000)
+    producer.flush()
+    world.apply()
+
+    assert Replayer(world.config, "p").send(world.letters()) == 2
+
+    assert [counts.applied for counts in world.apply().views.values()] == [1, 1]
+    assert world.letters() == []
 
 
 def test_what_would_be_refused_again_stays(world: World) -> None:
