@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from connections import Client, reaching
-from ingestion.progress import definition
+from ingestion.progress import definition, progress
 from tally.errors import NotReadyError
 from tally.layout import topics_key
 from tally.plan import View
@@ -20,24 +20,22 @@ from tally.plan import View
 def check_ids(redis: Client, project: str, views: Mapping[str, Sequence[View]], ids: Mapping[str, str]) -> None:
     """Compare the topics' `ids` with those that `views` (topic -> those that read it) were filled from; keep what is new.
 
-    Raises NotReadyError when a view was filled from another topic, UnavailableError.
+    Raises NotReadyError when a view has read another topic of that name, UnavailableError.
     """
-    current = {
-        f"{definition(view)}:{topic}": found for topic, found in ids.items() for view in views.get(topic, ()) if found
-    }
     with reaching(redis):
         stored = cast(dict[bytes, bytes], redis.hgetall(topics_key(project)))
-        before = {field.decode(): found.decode() for field, found in stored.items()}
-        for field, found in current.items():
-            if before.get(field, found) != found:
-                of_view, _, topic = field.partition(":")
-                raise NotReadyError(
-                    f"Kafka topic {topic} was deleted and created anew (its id was {before[field]}, now it is {found}) after "
-                    f"{of_view.partition('@')[0]} had read it: its new events have the offsets of old ones and would be taken "
-                    "for them. Give the new topic a name of its own and correct the source; or remove everything that came "
-                    "from the old one (feast teardown, the rows of the landing table), run feast apply, and start again. If it "
-                    f"is a copy that has the same offsets, delete {topics_key(project)} from Redis."
-                )
-        new = {field: found for field, found in current.items() if field not in before}
-        if new:
-            redis.hset(topics_key(project), mapping=new)  # type: ignore[arg-type]
+        for topic, found in ids.items():
+            for view in views.get(topic, ()):
+                field = f"{definition(view)}:{topic}"
+                before = stored.get(field.encode(), b"").decode()
+                if not found or found == before:
+                    continue
+                if before and any(at for place, at in progress(redis, project, view).items() if place[0] == topic):
+                    raise NotReadyError(
+                        f"Kafka topic {topic} was deleted and created anew (its id was {before}, now it is {found}) after "
+                        f"{view.name} had read it: its new events have the offsets of old ones and would be taken for them. Give "
+                        "the new topic a name of its own and correct the source; or remove everything that came from the old one "
+                        "(feast teardown, the rows of the landing table), run feast apply, and start again. If it is a copy that "
+                        f"has the same offsets, delete {topics_key(project)} from Redis."
+                    )
+                redis.hset(topics_key(project), field, found)

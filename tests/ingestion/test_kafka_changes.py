@@ -122,6 +122,16 @@ def test_a_topic_is_created_anew_below_a_worker(topic: Topic, monkeypatch: pytes
             running.result(DEADLINE_S)
 
 
+def test_a_topic_of_which_nothing_was_read_may_be_created_anew(topic: Topic) -> None:
+    """There is nothing to take its events for."""
+    topic.run()
+    create_anew(topic)
+    topic.send(20)
+
+    assert topic.run().views["cells"].applied == 20
+    assert topic.stored() == topic.expected()
+
+
 def test_a_copy_of_a_topic_is_taken_when_told(topic: Topic) -> None:
     """Where offsets are those of before, whoever deletes the ids from Redis says that events are, too."""
     topic.send(20)
