@@ -8,6 +8,9 @@ import warnings
 from pathlib import Path
 from types import TracebackType
 
+import click
+
+from infra.repository import make_importable
 from tally.errors import TallyError
 
 
@@ -38,6 +41,16 @@ def without_alpha_warnings() -> None:
     if is_command():
         for kind in ("Stream feature views are", "On demand feature view is an"):
             warnings.filterwarnings("ignore", f"{kind} experimental", RuntimeWarning)
+
+
+def repository_importable() -> None:
+    """In a `feast` command, let definitions import the functions beside them by the name of their folder.
+
+    Feast itself finds ``definitions.py`` and not the package that it is in.
+    """
+    context = click.get_current_context(silent=True)
+    if is_command() and context is not None and context.obj:
+        make_importable(context.obj["CHDIR"])
 
 
 def is_command(name: str = "") -> bool:

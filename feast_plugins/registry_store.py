@@ -10,18 +10,14 @@ from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RegistryConfig
 
-from feast_plugins.command_line import errors_as_sentences, is_command, without_alpha_warnings
+from feast_plugins.command_line import is_command
 from feast_plugins.compiler import compile_plan, read_definitions
 from feast_plugins.services import open_redis
-from infra.repository import plan_path
+from infra.repository import make_importable, plan_path
 from ingestion.redis_store import publish_plan
 from tally.errors import TallyError
 from tally.plan import Plan
 from tally.size import bytes_per_key
-
-# This class is the first of ours that a `feast` command loads.
-errors_as_sentences()
-without_alpha_warnings()
 
 
 class TallyRegistryStore(FileRegistryStore):
@@ -34,6 +30,7 @@ class TallyRegistryStore(FileRegistryStore):
     def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:
         super().__init__(registry_config, repo_path)
         self._repo = Path(repo_path)
+        make_importable(self._repo)
         self._shown: list[str] = []
 
     def update_registry_proto(self, registry_proto: RegistryProto) -> None:

@@ -66,6 +66,14 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.skip(f"no package index is reachable, and the cache lacks a package: {done.stderr[-300:]}")
 
 
+def test_the_example_is_not_installed(empty: Path) -> None:
+    """A project's own `feature_repo` and `demo` are the only ones."""
+    look = "import importlib.util as u; print([n for n in ('tally', 'demo', 'feature_repo') if u.find_spec(n)])"
+    done = run(empty, "-I", "-c", look)
+
+    assert done.stdout.strip() == "['tally']", done.stderr
+
+
 def test_the_serving_extra_serves(empty: Path, tmp_path: Path) -> None:
     """Both clients answer; nothing heavy is imported, nor even there."""
     import dataclasses
