@@ -61,7 +61,9 @@ def project(folder: Path, name: str, function: str = "transformations.doubled") 
 def run(folder: Path, redis_url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """A command as a user types it, with nothing on PYTHONPATH."""
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"REDIS_URL": redis_url}
-    return subprocess.run([str(a) for a in arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(a) for a in arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("name", ["feature_repo", "card_features"])
