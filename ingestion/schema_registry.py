@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
-from httpx2 import URL, HTTPError
+from httpx2 import URL, HTTPError, InvalidURL
 
 from tally.errors import UnavailableError
 
@@ -16,11 +16,24 @@ _NOT_FOUND: Final = 404
 
 
 class SchemaRegistry:
-    """The registry at `config["url"]`; the other properties are those of Confluent's client."""
+    """The registry at `config["url"]`; the other properties are those of Confluent's client.
+
+    Raises UnavailableError when no client can be made of them: not a URL, or a file that is not there.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._url = str(config["url"])
-        self._client = SchemaRegistryClient({"max.retries": 2, **config})
+        try:
+            address = URL(str(config["url"]))
+        except InvalidURL:
+            address = URL("")
+        if address.scheme not in ("http", "https") or not address.host:
+            # Not shown: it may hold a password.
+            raise UnavailableError("SCHEMA_REGISTRY_URL is not an address like https://HOST:8081; correct it.")
+        self._shown = str(address.copy_with(username=None, password=None))
+        try:
+            self._client = SchemaRegistryClient({"max.retries": 2, **config})
+        except (ValueError, OSError) as error:
+            raise self._unavailable(str(error)) from error
 
     def avro(self, schema_id: int) -> tuple[str, ...] | None:
         """The Avro schema with an id, after those that it refers to; None when there is no such id.
@@ -52,8 +65,7 @@ class SchemaRegistry:
             found[place] = schema.schema_str
 
     def _unavailable(self, reason: str) -> UnavailableError:
-        url = URL(self._url)
         return UnavailableError(
-            f"The schema registry at {url.copy_with(username=None, password=None)} cannot be used ({reason}); check "
+            f"The schema registry at {self._shown} cannot be used ({reason}); check "
             "SCHEMA_REGISTRY_URL, its credentials, and that it is up."
         )

@@ -345,6 +345,24 @@ def test_a_registry_that_fails_is_an_error_and_no_dead_letter() -> None:
 
 
 @pytest.mark.parametrize(
+    ("properties", "problem"),
+    [
+        ({"url": "registry"}, "not an address like"),
+        ({"url": "ftp://me:secret@registry"}, "not an address like"),
+        ({"url": "http://me:secret@registry:port"}, "not an address like"),
+        ({"url": "me:secret@registry:8081"}, "not an address like"),
+        ({"url": "http://registry", "ssl.ca.location": "/nowhere.pem"}, "No such file"),
+    ],
+)
+def test_settings_that_no_registry_has(properties: dict[str, str], problem: str) -> None:
+    """They are refused with a sentence that names the variable and repeats no password."""
+    with pytest.raises(UnavailableError, match=problem) as raised:
+        SchemaRegistry(properties)
+    assert "SCHEMA_REGISTRY_URL" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("schema", "problem"),
     [
         ('{"type": "record", "name": "R", "fields": [{"name": "next", "type": ["null", "R"]}]}', "contains itself"),
