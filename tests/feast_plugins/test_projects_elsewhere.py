@@ -87,3 +87,50 @@ def test_a_function_that_is_refused_while_definitions_are_read(tmp_path: Path, s
     assert ended.returncode == 1
     assert "must be a plain function at the top level of a module" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("sound", "broken", "told"),
+    [
+        ("  registry_store_type:", "  # registry_store_type:", "registry has no registry_store_type"),
+        ("offline_store:", "ofline_store:", "offline_store has no type"),
+    ],
+)
+def test_a_repository_with_some_stores_of_feast_s(
+    tmp_path: Path, services: Settings, sound: str, broken: str, told: str
+) -> None:
+    """`feast apply` refuses it: it would leave no plan, or answers in a store that nobody reads, and say nothing."""
+    repo = project(tmp_path, "card_features")
+    config = repo / "feature_store.yaml"
+    assert sound in config.read_text()
+    config.write_text(config.read_text().replace(sound, broken))
+
+    ended = run(tmp_path, services.redis_url, BINARIES / "feast", "-c", repo, "apply")
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"{config}: {told}, Tally needs all of its own; write `"), ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("sound", "broken", "told"),
+    [
+        ("transformations.doubled", "transformations.dubbled", ["definitions.py", "has no attribute 'dubbled'"]),
+        ('Field(name="twice"', 'Field(name="thrice"', ["features [thrice FLOAT64] not found", "[twice FLOAT64]"]),
+    ],
+)
+def test_what_feast_or_python_refuses(
+    tmp_path: Path, services: Settings, sound: str, broken: str, told: list[str]
+) -> None:
+    """It is shown with the lines of the repository, and without the fifty of Feast that led there."""
+    repo = project(tmp_path, "card_features")
+    definitions = repo / "definitions.py"
+    definitions.write_text(definitions.read_text().replace(sound, broken))
+
+    ended = run(tmp_path, services.redis_url, BINARIES / "feast", "-c", repo, "apply")
+
+    assert ended.returncode == 1
+    assert "site-packages" not in ended.stderr
+    assert len(ended.stderr.splitlines()) < 8
+    assert [part for part in told if part not in ended.stderr] == []
+    assert "TALLY_DEBUG=1" in ended.stderr.splitlines()[-1]
