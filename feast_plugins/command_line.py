@@ -55,9 +55,14 @@ _FIELD: Final = re.compile(r"Field\(\s*name='([^']*)',\s*dtype=(?:<PrimitiveFeas
 def _without_feast(error: Exception, trace: TracebackType | None, repo: Path) -> str:
     """An error of the code in `repo`, or a sentence of Feast, with the lines of `repo` that led there; else empty."""
     frames = traceback.extract_tb(trace)
-    theirs = [frame for frame in frames if Path(frame.filename).is_relative_to(repo)]
+    places = [Path(frame.filename) for frame in frames]  # "<string>" and the like are no files
+    theirs = [
+        f
+        for f, place in zip(frames, places, strict=True)
+        if place.is_absolute() and place.resolve().is_relative_to(repo)
+    ]
     is_theirs = frames[-1] in theirs
-    is_of_feast = "feast" in Path(frames[-1].filename).parts and bool(str(error))
+    is_of_feast = "feast" in places[-1].parts and bool(str(error))
     if not is_theirs and not is_of_feast:
         return ""
     shown = traceback.format_list(theirs)
