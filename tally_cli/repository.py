@@ -29,9 +29,14 @@ def open_plan(repo: Path) -> Plan:
 
     Raises UsageError when there is no such folder, NotReadyError when nothing was applied yet.
     """
+    require_folder(repo)
+    return load_plan(repo)
+
+
+def require_folder(repo: Path) -> None:
+    """Raise UsageError where there is no folder `repo`."""
     if not repo.is_dir():
         raise UsageError(f"There is no feature repository at {repo}; name its folder with --repo DIR.")
-    return load_plan(repo)
 
 
 def settings_with(repo: Path, *parts: str) -> Settings:

@@ -8,7 +8,7 @@ import typer
 
 from tally_cli.errors import FAILED
 from tally_cli.output import say, table
-from tally_cli.repository import DEFAULT_REPO, Repo
+from tally_cli.repository import DEFAULT_REPO, Repo, require_folder
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -63,6 +63,8 @@ def status(repo: Repo = DEFAULT_REPO) -> None:
 def _settings(repo: Repo) -> Settings:
     from infra.settings import Settings
 
+    if repo != DEFAULT_REPO:  # services may be there before the repository; but a name that was typed must be right
+        require_folder(repo)
     return Settings.for_repo(repo)
 
 

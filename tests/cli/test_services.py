@@ -45,3 +45,14 @@ def test_state_lies_beside_the_repository(elsewhere: Tally, repo: Path, monkeypa
     assert ended.code == 0
     assert "Nothing to start" in ended.out
     assert not Path(".tally-test").exists()
+
+
+@pytest.mark.parametrize("command", [("up",), ("status",), ("down", "--wipe")])
+def test_a_repository_that_is_not_there(elsewhere: Tally, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """A typing mistake starts, shows or wipes nothing: the folder above it may hold another repository's data."""
+    (tmp_path / ".tally").mkdir()
+    ended = elsewhere(*command, "--repo", tmp_path / "typo")
+
+    assert ended.code == 2
+    assert f"no feature repository at {tmp_path / 'typo'}" in ended.err
+    assert (tmp_path / ".tally").exists()
