@@ -272,22 +272,23 @@ def _response(service: Service, request: Mapping[str, Sequence[Any]], rows: Feat
     alike: dict[tuple[str | None, bytes], FeatureVector] = {}
     """Vectors without values: a view's features mostly share their statuses, and a copy costs a fifth of a new one."""
 
-    def add(name: str, values: Column, status: npt.NDArray[np.uint8], view: str | None) -> None:
+    def add(field: Field, items: list[Any], status: npt.NDArray[np.uint8], view: str | None) -> None:
         known_as = view, status.tobytes()
         if known_as not in alike:
             statuses = [_STATUS[item] for item in status.tolist()]
             at = never if view is None else _timestamps(instants[view])
             alike[known_as] = FeatureVector(statuses=statuses, event_timestamps=at)
-        names.append(name)
+        names.append(field.name)
         vector = response.results.add()
         vector.CopyFrom(alike[known_as])
-        add_values(vector.values, values)
+        add_values(vector.values, field.dtype, items)
 
     present = np.full(len(rows), Status.PRESENT, np.uint8)
     for key in service.keys:
-        add(key.name, column(key.dtype, request[key.name], key.name), present, None)
+        add(key, column(key.dtype, request[key.name], key.name).items(), present, None)
+    items, status = rows.items(), rows.status  # few rows have no columns, and none are made of them here
     for output in service.outputs:
-        add(output.name, rows.columns[output.name], rows.status[output.name], view_of.get(output.name))
+        add(output, items[output.name], status[output.name], view_of.get(output.name))
     return OnlineResponse(response)
 
 

@@ -38,13 +38,14 @@ def to_values(source: Column) -> list[Value]:
     ]
 
 
-def add_values(target: Any, source: Column) -> None:
-    """Append `to_values(source)` to a repeated field, without the copy that `extend` makes of each."""
-    field = _FIELDS[source.dtype]
-    numbers = source.values // SECOND if source.dtype == "UnixTimestamp" else source.values
-    for item, ok in zip(numbers.tolist(), source.valid.tolist(), strict=True):
+def add_values(target: Any, dtype: Dtype, items: Sequence[Any]) -> None:
+    """Append `to_values` of `Column.items` to a repeated field, without the copy that `extend` makes of each."""
+    field = _FIELDS[dtype]
+    if dtype == "UnixTimestamp":
+        items = [None if item is None else item // SECOND for item in items]
+    for item in items:
         value = target.add()
-        if ok:
+        if item is not None:
             setattr(value, field, item)
 
 

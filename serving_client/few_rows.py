@@ -330,10 +330,8 @@ class FewRows(FeatureRows):
         """As `FeatureRows.status`."""
         own = [read.status for read in self._reads]
         nothing = np.full(len(self), _PRESENT, np.uint8)
-        return {
-            name: reduce(np.maximum, [own[use] for use in uses], nothing)
-            for name, uses in zip(self._shape.names, self._shape.sources, strict=True)
-        }
+        worst = {uses: reduce(np.maximum, [own[use] for use in uses], nothing) for uses in set(self._shape.sources)}
+        return {name: worst[uses] for name, uses in zip(self._shape.names, self._shape.sources, strict=True)}
 
     @cached_property
     def as_of(self) -> NDArray[np.int64]:  # type: ignore[override]
@@ -353,9 +351,13 @@ class FewRows(FeatureRows):
             for use, found in zip(self._shape.uses, self._found, strict=True)
         ]
 
+    def items(self) -> dict[str, list[Any]]:
+        """As `FeatureRows.items`."""
+        return dict(zip(self._shape.names, map(list, zip(*self._scalars, strict=True)), strict=True))
+
     def to_dict(self) -> dict[str, list[Any]]:
         """As `FeatureRows.to_dict`."""
-        answer = dict(zip(self._shape.names, map(list, zip(*self._scalars, strict=True)), strict=True))
+        answer = self.items()
         for position in self._shape.moments:
             name = self._shape.names[position]
             answer[name] = [None if item is None else to_datetime(item) for item in answer[name]]

@@ -116,6 +116,10 @@ class FeatureRows:
         """`evidence` as JSON texts, for a column named `tally.layout.EVIDENCE_COLUMN` in a log of served rows."""
         return [json.dumps(one, separators=(",", ":")) for one in self.evidence]
 
+    def items(self) -> dict[str, list[Any]]:
+        """Feature name -> Python values, None where null; timestamps are int µs UTC. Makes no arrays for few rows."""
+        return {name: values.items() for name, values in self.columns.items()}
+
     def to_dict(self) -> dict[str, list[Any]]:
         """Feature name -> Python values, None where null; timestamps are aware UTC datetimes."""
         return {name: values.to_list() for name, values in self.columns.items()}

@@ -69,7 +69,13 @@ class Column:
 
     def to_list(self) -> list[Any]:
         """Python values with None for nulls; timestamps are aware UTC datetimes."""
-        items: list[Any] = to_datetimes(self.values) if self.dtype == "UnixTimestamp" else self.values.tolist()
+        return self._listed(to_datetimes(self.values) if self.dtype == "UnixTimestamp" else self.values.tolist())
+
+    def items(self) -> list[Any]:
+        """As `to_list`, but timestamps are int µs UTC."""
+        return self._listed(self.values.tolist())
+
+    def _listed(self, items: list[Any]) -> list[Any]:
         if self.dtype not in VARIABLE_WIDTH and not self.complete:
             for null in np.flatnonzero(~self.valid).tolist():
                 items[null] = None

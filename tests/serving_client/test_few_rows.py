@@ -39,6 +39,11 @@ def assert_same(one: FeatureRows, other: FeatureRows) -> None:
         assert list(map(oracle.bits, column.values.tolist())) == list(map(oracle.bits, known.values.tolist()))
         assert one.status[name].dtype == other.status[name].dtype
         assert one.status[name].tolist() == other.status[name].tolist()
+    listed, expected = one.items(), other.items()
+    for name, items in expected.items():
+        assert [(type(item), oracle.bits(item)) for item in listed[name]] == [
+            (type(item), oracle.bits(item)) for item in items
+        ]
     for name, instants in other.event_timestamps.items():
         assert one.event_timestamps[name].to_list() == instants.to_list()
     numbers = other.numeric_names
