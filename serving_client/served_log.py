@@ -78,6 +78,9 @@ class _Offered:
     asked: dict[str, Column]
     rows: FeatureRows
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
 
 class ServedLog:
     """Hands a sample of what is served to a sink, in a thread of its own. Safe between threads, and after a fork.
@@ -153,8 +156,8 @@ class ServedLog:
         with self._lock:
             offered, self._waiting = self._waiting, []
             count = self._count
-        for served in _batches(offered):
-            self._counting(lambda served=served: self._sink.write(served), len(served))
+        for answers in _by_definition(offered):
+            self._counting(lambda answers=answers: self._sink.write(_batch(answers)), sum(map(len, answers)))
         with self._lock:
             self._count -= count  # only now: rows that the sink is busy with take room, too
 
@@ -210,17 +213,19 @@ def _asked(service: Service, request: Request | FewRequest) -> dict[str, Column]
     return {name: Column(c.dtype, c.values.copy(), c.valid.copy()) for name, c in found.items()}
 
 
-def _batches(offered: Iterable[_Offered]) -> list[Served]:
-    """One batch per definition, in the order in which they were served."""
-    by_definition: dict[tuple[str, str], list[dict[str, Column]]] = {}
+def _by_definition(offered: Iterable[_Offered]) -> list[list[_Offered]]:
+    """The answers of each definition, in the order in which they were served."""
+    found: dict[tuple[str, str], list[_Offered]] = {}
     for answer in offered:
-        if len(answer.rows):
-            columns = _logged(answer)
-            by_definition.setdefault((answer.service.name, answer.service.hash), []).append(columns)
-    return [
-        Served(name, definition, {column: concatenate([one[column] for one in columns]) for column in columns[0]})
-        for (name, definition), columns in by_definition.items()
-    ]
+        if len(answer):
+            found.setdefault((answer.service.name, answer.service.hash), []).append(answer)
+    return list(found.values())
+
+
+def _batch(answers: Sequence[_Offered]) -> Served:
+    columns = [_logged(answer) for answer in answers]
+    together = {name: concatenate([one[name] for one in columns]) for name in columns[0]}
+    return Served(answers[0].service.name, answers[0].service.hash, together)
 
 
 def _logged(answer: _Offered) -> dict[str, Column]:

@@ -295,6 +295,24 @@ def test_a_sink_that_fails_is_counted(redis_url: str, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.usefixtures("stored")
+def test_an_answer_that_cannot_be_written_is_counted(
+    redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error on the way to the sink does not end the log: the rows are lost and counted, and those after them are written."""
+    sink = Kept()
+    with ServedLog(sink, seconds=0.001) as log:
+        client = FeatureClient(Redis.from_url(redis_url), world.ONE, log=log)
+        with monkeypatch.context() as patch:
+            patch.setattr(FeatureRows, "evidence_json", lambda _: 1 / 0)
+            client.get([ASKED] * 3, 0)
+            eventually(lambda: log.lost == 3, "the loss")
+        client.get([ASKED], 0)
+    assert (log.offered, log.dropped, log.lost) == (4, 0, 3)
+    assert sum(map(len, sink.batches)) == 1
+    assert "lost 3 rows" in caplog.text
+
+
+@pytest.mark.usefixtures("stored")
 def test_a_sink_that_hangs_is_given_up(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Closing waits for a sink as long as it was told to: then the rows are lost, counted once, and it is said."""
     sink = Kept()
