@@ -13,7 +13,7 @@ from ingestion.delta import open_table
 from ingestion.extraction import Ingested, Progress
 from ingestion.landing_tables import LandingTable
 from ingestion.offline import extracted, source_hash
-from tally.errors import NotReadyError, UnavailableError
+from tally.errors import DataError, NotReadyError, TallyError, UnavailableError
 from tally.plan import Plan, Source
 
 
@@ -31,13 +31,28 @@ def ingest(
     `connect_args` are those of `snowflake.connector.connect` (`Settings.snowflake_connect_args()`). `full` reads whole
     tables and replaces what is kept; earlier versions stay readable. A run that fails leaves its source as it was.
     Raises DataError for a missing table or column or a type that does not fit, NotReadyError when the definitions have
-    changed since the last run (then `full` is needed), UnavailableError when Snowflake or the store cannot be reached.
+    changed since the last run (then `full` is needed); both once the other sources are in, which the error's notes name, as
+    they do further errors. Raises UnavailableError when Snowflake or the store cannot be reached, at once.
     """
     names = [source.name for source in plan.sources] if source_names is None else source_names
     sources = [plan.source(name) for name in names]
     report = progress or (lambda _source, _done, _total: None)
+    done: list[Ingested] = []
+    failures: list[TallyError] = []
     with closing(_connect(connect_args)) as connection:
-        return [_ingest_one(connection, plan, source, offline_uri, report, full=full) for source in sources]
+        for source in sources:
+            try:
+                done.append(_ingest_one(connection, plan, source, offline_uri, report, full=full))
+            except (DataError, NotReadyError) as error:
+                failures.append(error)
+    if not failures:
+        return done
+    first, *others = failures
+    for other in others:
+        first.add_note(str(other))
+    if done:
+        first.add_note(f"Ingested all the same: {', '.join(one.source for one in done)}.")
+    raise first
 
 
 def _connect(connect_args: Mapping[str, Any]) -> Any:

@@ -380,6 +380,24 @@ def test_a_missing_table(take: Any) -> None:
         take(WEATHER, "weather")
 
 
+def test_a_missing_table_holds_up_no_other(land: Any, services: Settings, tmp_path: Path) -> None:
+    """The other sources are taken, and the error says which; of two errors none is lost."""
+    both = plans.plan_of(plans.weather_view(), plans.latest_stream_view())
+    arguments = services.snowflake_connect_args()
+    land((0, 0, departure()))
+
+    with pytest.raises(DataError, match='no table "WEATHER"') as raised:
+        ingest(both, ["weather", "departures"], arguments, str(tmp_path))
+    assert raised.value.__notes__ == ["Ingested all the same: departures."]
+    assert offsets(tmp_path) == [(0, 0)]
+
+    with closing(snowflake.connector.connect(**arguments)) as connection:
+        connection.cursor().execute('DROP TABLE "FLIGHTS_DEPARTURES"')
+    with pytest.raises(DataError, match='no table "WEATHER"') as raised:
+        ingest(both, ["weather", "departures"], arguments, str(tmp_path))
+    assert ["FLIGHTS_DEPARTURES" in note for note in raised.value.__notes__] == [True]
+
+
 def test_a_table_with_an_address(weather: Any, services: Settings, take: Any, tmp_path: Path) -> None:
     """Database and schema of the source win over the connection's."""
     weather(row("A", "12:00:00"))
