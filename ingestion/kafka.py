@@ -109,7 +109,7 @@ class GroupConsumer:
             if topic not in known or known[topic].error is not None:
                 names = ", ".join(view.name for view in views)
                 raise NotReadyError(
-                    f"Kafka at {self._servers} has no topic {topic!r}, which {names} would be read from; create the topic, "
+                    f"Kafka at {self._servers} has no topic {topic!r} (read by {names}); create the topic, "
                     "or correct the source's topic and run feast apply."
                 )
         return {topic: sorted(known[topic].partitions) for topic in self._views}

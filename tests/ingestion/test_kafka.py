@@ -410,7 +410,7 @@ def test_a_missing_topic_is_named(topic: Topic) -> None:
     """With the view that reads it."""
     source = replace(topic.plan.sources[0], topic="no.such.topic")
 
-    with pytest.raises(NotReadyError, match=r"no topic 'no\.such\.topic', which feature view cells reads"):
+    with pytest.raises(NotReadyError, match=r"no topic 'no\.such\.topic' \(read by cells\)"):
         run(replace(topic.plan, sources=(source,)), None, topic.config, topic.redis)
 
 
