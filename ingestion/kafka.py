@@ -95,6 +95,7 @@ class GroupConsumer:
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
+        del self._admin  # ends its threads
 
     # What there is to read
 
@@ -238,6 +239,8 @@ class GroupConsumer:
                 continue  # see `out_of_range`
             elif error.code() == KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
                 log.warning("Kafka gave our partitions to others while Redis was away; joining the group again")
+            elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                log.warning("Kafka: %s; waiting for the topic", error.str())
             elif not error.retriable():
                 raise self._unavailable(KafkaException(error))
         return ends

@@ -148,7 +148,6 @@ class _Worker:
         self._intake = Intake(self._consumer, sources_of, decoders, stop, Patience(stop, state, REGISTRY))
         self._applier = Applier(by_topic, self._intake, self._summary.views)
         self._asked: dict[str, Future[TopicDescription]] | None = None
-        self._gone: set[str] = set()
         self._committed_at = self._reported_at = self._asked_at = 0.0
 
     def run(self, *, until_end: bool) -> Summary:
@@ -225,13 +224,9 @@ class _Worker:
         elif all(answer.done() for answer in self._asked.values()):
             asked, self._asked = self._asked, None
             try:
-                ids = self._consumer.ids(asked)
-                self._progress.check_ids(ids)
-            except UnavailableError:
-                return  # it is asked again
-            for topic in asked.keys() - ids.keys() - self._gone:
-                log.warning("Kafka has no topic %s any more; nothing is read of it", topic)
-            self._gone = asked.keys() - ids.keys()
+                self._progress.check_ids(self._consumer.ids(asked))
+            except UnavailableError as error:
+                log.debug("the topics could not be looked at: %s", error)  # they are in a few seconds
 
     def _batch(self, by_topic: Mapping[str, Sequence[Message]], errors: Sequence[Message]) -> None:
         next_of = self._assignment.next

@@ -132,6 +132,20 @@ def test_a_topic_of_which_nothing_was_read_may_be_created_anew(topic: Topic) -> 
     assert topic.stored() == topic.expected()
 
 
+def test_a_topic_is_deleted_below_a_worker(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so and waits: a broker that has just started may not know its topics yet."""
+    monkeypatch.setattr(kafka, "TOPICS_MILLISECONDS", 100)
+    admin = AdminClient({"bootstrap.servers": topic.config["bootstrap.servers"]})  # must outlive the call
+    topic.send(20)
+    with working(topic) as running:
+        done(admin.delete_topics([topic.name]))
+        eventually(lambda: running.done() or f"Subscribed topic not available: {topic.name}" in caplog.text)
+        assert "waiting for the topic" in caplog.text
+    assert running.result().consumed == 20
+
+
 def test_a_copy_of_a_topic_is_taken_when_told(topic: Topic) -> None:
     """Where offsets are those of before, whoever deletes the ids from Redis says that events are, too."""
     topic.send(20)
