@@ -129,7 +129,7 @@ def load(function: Function) -> Transformation:
     except (ImportError, AttributeError) as error:
         raise DefinitionMismatchError(
             f"The plan needs the transformation {function.reference}, which cannot be imported here ({error}); "
-            "install the feature repository's package, or put its folder on PYTHONPATH."
+            "install the feature repository's package, or put the folder that holds it on PYTHONPATH."
         ) from error
     installed = describe(loaded).source_hash
     if installed != function.source_hash:
