@@ -38,7 +38,7 @@ def down(
     """Stop the services that were started for this repository.
 
     tally down           their data stays, and is there after the next tally up
-    tally down --wipe    a clean start
+    tally down --wipe    a clean start, .tally/offline included
     """
     from infra import local
 

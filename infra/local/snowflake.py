@@ -71,8 +71,14 @@ def addresses(settings: Settings, service: Service) -> dict[str, object]:
 
 
 def data_paths(settings: Settings) -> list[str]:
-    """What `down(wipe=True)` deletes."""
-    return [str(settings.home / "snowflake")]
+    """What `down(wipe=True)` deletes: the tables, and where they are embedded ones their copy in the default offline store.
+
+    The copy says up to which offsets messages are known. Those of a topic that begins anew would be taken for old ones.
+    """
+    paths = [str(settings.home / "snowflake")]
+    if not settings.snowflake_account and not settings.tally_offline_uri:
+        paths.append(settings.offline_uri())
+    return paths
 
 
 def _check_connector() -> None:

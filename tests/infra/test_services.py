@@ -101,6 +101,19 @@ def test_a_server_that_cannot_start_says_where_to_look(settings: Settings) -> No
     assert local.status(settings)[0].state == "stopped"
 
 
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [({}, False), ({"snowflake_account": "ours"}, True), ({"tally_offline_uri": "{home}/offline"}, True)],
+)
+def test_a_wipe_takes_the_copy_of_what_it_wipes(settings: Settings, change: dict[str, str], *, kept: bool) -> None:
+    """The offline store goes with the emulator's tables that are in it; a copy of a real warehouse, or elsewhere, stays."""
+    offline = settings.home / "offline"
+    offline.mkdir(parents=True)
+    local.down(settings.model_copy(update={k: v.format(home=settings.home) for k, v in change.items()}), wipe=True)
+
+    assert offline.exists() == kept
+
+
 def test_a_server_that_hangs_is_replaced(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alive is not enough: a process that does not answer is ended before another opens its data."""
     first = local.up(settings, only=["redis"]).pids["redis"]
