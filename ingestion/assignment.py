@@ -15,6 +15,7 @@ from ingestion.patience import Patience
 from ingestion.positions import begin, check_end
 from ingestion.report import Place, State
 from ingestion.worker_progress import WorkerProgress
+from tally.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +93,14 @@ class Assignment:
 
     def look_again(self, places: Collection[Place]) -> None:
         """Go on reading places that do not hold what we would read next. Raises NotReadyError when that is a loss."""
-        starts = self._starts({place for place in places if place in self.next})
-        if starts:  # librdkafka has stopped to fetch them, so seeking is not possible
-            self._consumer.unassign(starts)
-            self._consumer.assign(starts)
-            self.next.update(starts)
+        ours = {place for place in places if place in self.next}
+        if not ours:
+            return
+        self.check_ids()
+        starts = self._starts(ours)
+        self._consumer.unassign(starts)  # librdkafka has stopped to fetch them, so seeking is not possible
+        self._consumer.assign(starts)
+        self.next.update(starts)
 
     def ends(self, partitions: Mapping[str, Sequence[int]]) -> dict[Place, int]:
         """The offset after the last message of each partition that has any, whoever reads it. Raises NotReadyError if Redis is ahead."""
@@ -110,16 +114,17 @@ class Assignment:
 
     def check_ids(self) -> None:
         """Raises NotReadyError when a topic is not the one that Redis was filled from."""
-        self._patience.outlast(partial(self._progress.check_ids, self._kafka_patience.outlast(self._ids)))
-
-    def _ids(self) -> dict[str, str]:
-        return self._consumer.ids(self._consumer.ask_ids())
+        try:
+            ids = self._consumer.ids(self._consumer.ask_ids())
+        except UnavailableError as error:
+            log.debug("the topics could not be looked at: %s", error)  # the worker looks again every few seconds
+        else:
+            self._patience.outlast(partial(self._progress.check_ids, ids))
 
     def _starts(self, places: Collection[Place]) -> dict[Place, int]:
         """Where to read each place, by what Redis has; every view's progress is there at least from now on."""
         if not places:
             return {}
-        self.check_ids()
         of_views = self._patience.outlast(self._progress.of_each)
         emptied = not any(of_views.values()) and self._patience.outlast(self._progress.is_empty)
         committed = self._kafka_patience.outlast(partial(self._consumer.committed, places))

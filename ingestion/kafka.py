@@ -34,6 +34,8 @@ POLL_SECONDS: Final = 0.1
 WARN_SECONDS: Final = 10.0
 """The same trouble is told no more often."""
 KAFKA_SECONDS: Final = 10.0
+IDS_SECONDS: Final = 2.0
+"""librdkafka's in-memory cluster never says its topics' ids, and holds up a start for as long as this."""
 START_SECONDS: Final = 1.0
 """As long as a worker that waits for Kafka does not see that it is to stop."""
 SESSION_MILLISECONDS: Final = 10_000
@@ -116,9 +118,9 @@ class GroupConsumer:
         return {topic: sorted(known[topic].partitions) for topic in self._views}
 
     def ask_ids(self) -> dict[str, Future[TopicDescription]]:
-        """Ask for the id of each topic (`id_of`), without waiting."""
+        """Ask for the `ids` of topics, without waiting."""
         topics = TopicCollection(sorted(self._views))
-        asked: dict[str, Future[TopicDescription]] = self._admin.describe_topics(topics, request_timeout=KAFKA_SECONDS)
+        asked: dict[str, Future[TopicDescription]] = self._admin.describe_topics(topics, request_timeout=IDS_SECONDS)
         return asked
 
     def ids(self, asked: Mapping[str, Future[TopicDescription]]) -> dict[str, str]:
