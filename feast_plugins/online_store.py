@@ -30,6 +30,7 @@ from feast_plugins.values import add_values, from_values, request_items, to_valu
 from infra.repository import PLAN_FILE, load_plan
 from ingestion.redis_store import LatestWriter, mark_view
 from serving_client import AsyncFeatureClient, FeatureClient, FeatureRows
+from serving_client.client import TIMEOUT_SECONDS, open_for_requests
 from serving_client.request import Rows
 from serving_client.rows import Status
 from tally.columns import Column, column
@@ -134,7 +135,8 @@ class TallyOnlineStore(OnlineStore):
         with self._lock:
             if key not in self._clients:
                 if self._redis is None:
-                    self._redis = open_redis(Path(config.repo_path or "."))
+                    url = settings_of(Path(config.repo_path or "."), "redis").redis_url
+                    self._redis = open_for_requests(url, TIMEOUT_SECONDS)
                 _bounded(self._clients)[key] = FeatureClient(self._redis, plan_of_service(plan, service))
             return self._clients[key]
 
@@ -143,7 +145,8 @@ class TallyOnlineStore(OnlineStore):
         if loop not in self._of_loops:
             for ended in [other for other in self._of_loops if other.is_closed()]:
                 del self._of_loops[ended]
-            redis = open_async_client(settings_of(Path(config.repo_path or "."), "redis").redis_url)
+            url = settings_of(Path(config.repo_path or "."), "redis").redis_url
+            redis = open_async_client(url, TIMEOUT_SECONDS / 2)
             self._of_loops[loop] = redis, {}
         redis, clients = self._of_loops[loop]
         key = plan.hash, service.hash

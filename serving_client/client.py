@@ -117,14 +117,14 @@ class FeatureClient:
         UnknownServiceError, DefinitionMismatchError (the request functions here are not those that were applied).
         """
         require_time(timeout)
-        redis = punctual(open_client(redis_url, timeout / 2))
+        redis = open_for_requests(redis_url, timeout)
         try:
             began = monotonic()
             said = _persist(lambda: _said(redis, project, service, ())[0], redis, began, timeout)
             plan = first(said, project, service)
             client = cls(redis, plan, timeout=timeout, cache=cache, fallback=fallback, log=log, metrics=metrics)
             client._answering.follow(check_seconds)
-            client._reopen = lambda: open_client(redis_url, timeout / 2)
+            client._reopen = lambda: open_for_requests(redis_url, timeout)
             return client
         except BaseException:
             redis.close()
@@ -228,6 +228,11 @@ class FeatureClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def open_for_requests(redis_url: str, timeout: float) -> Client:
+    """A client whose requests may take `timeout` seconds: a try gets half of that, and heeds `connections.until`."""
+    return punctual(open_client(redis_url, timeout / 2))
 
 
 class _Reopening:

@@ -90,11 +90,13 @@ def url(request: pytest.FixtureRequest) -> str:
     return found
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["connected", "not yet connected"])
-def test_a_lookup_ends_in_its_time(clock: Clock, url: str, *, warm: bool) -> None:
+@pytest.mark.parametrize("state", ["connected", "not yet connected", "forked"])
+def test_a_lookup_ends_in_its_time(clock: Clock, url: str, state: str) -> None:
     """When all servers hang, the first lookup and those after it wait no longer than they may."""
     with FeatureClient.connect(url, project=PROJECT, service="small", timeout=TIMEOUT) as client:
-        if warm:
+        if state == "forked":
+            client.after_fork()
+        if state != "not yet connected":
             assert client.get(ROWS, 0).to_dict() == {"note": [None], "level": [None]}
         clock.hung = True
         for _ in range(3):
