@@ -67,7 +67,7 @@ QUIX: Final = "quixstreams[redis]>=3.20"
 PARTITIONS: Final = 4
 START: Final = 1_700_000_000_000_000
 SPAN: Final = 2 * HOUR
-ROUNDS: Final = 3
+ROUNDS: Final = 5
 RATE: Final = 100
 DEADLINE: Final = 60.0
 LOOK_SECONDS: Final = 0.002
