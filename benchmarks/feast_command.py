@@ -21,6 +21,7 @@ def apply(repo: Path, redis_url: str) -> None:
 def serve(repo: Path, redis_url: str, port: int) -> subprocess.Popen[bytes]:
     """`feast serve` of a repository, at that port of this machine; what it says goes to ``serve.log`` in `repo`."""
     command = [_FEAST, "-c", str(repo), "serve", "--host", "127.0.0.1", "--port", str(port), "--no-access-log"]
+    command += ["--max-requests", "0"]  # else a server starts anew after 1,000, and closes the connection
     with (repo / "serve.log").open("wb") as log:
         return subprocess.Popen(command, env=_environment(repo, redis_url), stdout=log, stderr=subprocess.STDOUT)
 
