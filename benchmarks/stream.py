@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -384,13 +383,13 @@ def _latencies(
                     producer.produce(topic, message(START + number, number, 1.0), key=b"%d" % number)
                     done += 1
                 producer.poll(0)
-                still = open_[LOOKED_AT:]
+                still = []
                 for probe, found in zip(open_[:LOOKED_AT], _readable(redis, open_[:LOOKED_AT]), strict=True):
                     if not found:
                         still.append(probe)
                     elif not warm:
                         waits.append(time.perf_counter() - probe.began)
-                open_ = sorted(still, key=attrgetter("began"))
+                open_ = [*still, *open_[LOOKED_AT:]]
                 time.sleep(LOOK_SECONDS)
     return np.array(waits)
 

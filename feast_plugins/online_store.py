@@ -25,7 +25,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from connections import AsyncClient, Client, open_async_client
 from feast_plugins.requested import plan_of_service, requested_service
-from feast_plugins.services import open_redis, settings_of
+from feast_plugins.services import open_redis, redis_url
 from feast_plugins.values import add_values, from_values, request_items, to_values
 from infra.repository import PLAN_FILE, load_plan
 from ingestion.redis_store import LatestWriter, mark_view
@@ -135,8 +135,7 @@ class TallyOnlineStore(OnlineStore):
         with self._lock:
             if key not in self._clients:
                 if self._redis is None:
-                    url = settings_of(Path(config.repo_path or "."), "redis").redis_url
-                    self._redis = open_for_requests(url, TIMEOUT_SECONDS)
+                    self._redis = open_for_requests(redis_url(Path(config.repo_path or ".")), TIMEOUT_SECONDS)
                 _bounded(self._clients)[key] = FeatureClient(self._redis, plan_of_service(plan, service))
             return self._clients[key]
 
@@ -145,8 +144,7 @@ class TallyOnlineStore(OnlineStore):
         if loop not in self._of_loops:
             for ended in [other for other in self._of_loops if other.is_closed()]:
                 del self._of_loops[ended]
-            url = settings_of(Path(config.repo_path or "."), "redis").redis_url
-            redis = open_async_client(url, TIMEOUT_SECONDS / 2)
+            redis = open_async_client(redis_url(Path(config.repo_path or ".")), TIMEOUT_SECONDS / 2)
             self._of_loops[loop] = redis, {}
         redis, clients = self._of_loops[loop]
         key = plan.hash, service.hash

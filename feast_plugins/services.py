@@ -14,6 +14,11 @@ def settings_of(repo: Path, *parts: str) -> Settings:
     return local.ensure(Settings.for_repo(repo), *parts) if parts else Settings.for_repo(repo)
 
 
+def redis_url(repo: Path) -> str:
+    """The address of the online store."""
+    return settings_of(repo, "redis").redis_url
+
+
 def open_redis(repo: Path) -> Client:
     """A client of the online store, see `connections.open_client`."""
-    return open_client(settings_of(repo, "redis").redis_url)
+    return open_client(redis_url(repo))

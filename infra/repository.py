@@ -32,8 +32,10 @@ def make_importable(repo: Path) -> None:
     parent, name = str(folder.parent), folder.name
     if parent not in sys.path:
         sys.path.append(parent)
+    if name in sys.modules:
+        return
     spec = PathFinder.find_spec(name, [parent])
-    if spec is not None and name not in sys.modules:
+    if spec is not None:
         package = sys.modules[name] = module_from_spec(spec)
         if spec.loader is not None:
             spec.loader.exec_module(package)

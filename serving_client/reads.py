@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import inf
+from types import TracebackType
 from typing import Any, Final, Protocol
 
 from redis import Redis, RedisCluster
@@ -31,9 +32,23 @@ _PASSING: Final = (
     OSError,
 )
 
-_CLOSED: Final = "the client was closed meanwhile"
 _OF_NONE: Final = (AttributeError, TypeError, ValueError)
 """What redis-py raises of a socket that is gone when its client is closed under a command."""
+
+
+class _Open:
+    """A block that reads: when the client is `closed` under it, it ends with a lost connection and not with `_OF_NONE`."""
+
+    closed = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.closed and isinstance(error, _OF_NONE):
+            raise errors.ConnectionError("the client was closed meanwhile") from error
 
 
 def may_pass(error: Exception) -> bool:
@@ -101,7 +116,7 @@ def async_reads_of(redis: AsyncClient) -> AsyncReads:
 class _OnServer:
     def __init__(self, redis: Redis) -> None:
         self._wire = Wire(redis)
-        self._closed = False
+        self._open = _Open()
 
     def request(self, request: Request | FewRequest, ends: float) -> Values:
         return self._read(request.command(), ends)
@@ -110,41 +125,33 @@ class _OnServer:
         return self._read(mget(keys), ends)
 
     def _read(self, command: bytes, ends: float) -> Values:
-        try:
+        with self._open:
             return self._wire.read(command, ends)
-        except _OF_NONE as error:
-            if not self._closed:
-                raise
-            raise errors.ConnectionError(_CLOSED) from error
 
     def close(self) -> None:
-        self._closed = True
+        self._open.closed = True
 
 
 class _OnCluster:
     def __init__(self, redis: RedisCluster) -> None:
         self._cluster = ClusterReads(redis)
-        self._closed = False
+        self._open = _Open()
 
     def request(self, request: Request | FewRequest, ends: float) -> Values:
         return self.keys(request.keys, ends)
 
     def keys(self, keys: Sequence[bytes], ends: float) -> Values:
-        try:
+        with self._open:
             return self._cluster.read(keys, ends)
-        except _OF_NONE as error:
-            if not self._closed:
-                raise
-            raise errors.ConnectionError(_CLOSED) from error
 
     def close(self) -> None:
-        self._closed = True
+        self._open.closed = True
 
 
 class _OnServerAsync:
     def __init__(self, redis: Any) -> None:
         self._wire = AsyncWire(redis)
-        self._closed = False
+        self._open = _Open()
 
     async def request(self, request: Request | FewRequest, ends: float) -> Values:
         return await self._read(request.command(), ends)
@@ -153,33 +160,25 @@ class _OnServerAsync:
         return await self._read(mget(keys), ends)
 
     async def _read(self, command: bytes, ends: float) -> Values:
-        try:
+        with self._open:
             return await self._wire.read(command, ends)
-        except _OF_NONE as error:
-            if not self._closed:
-                raise
-            raise errors.ConnectionError(_CLOSED) from error
 
     async def close(self) -> None:
-        self._closed = True
+        self._open.closed = True
         await self._wire.close()
 
 
 class _OnClusterAsync:
     def __init__(self, redis: AsyncRedisCluster) -> None:
         self._cluster = AsyncClusterReads(redis)
-        self._closed = False
+        self._open = _Open()
 
     async def request(self, request: Request | FewRequest, ends: float) -> Values:
         return await self.keys(request.keys, ends)
 
     async def keys(self, keys: Sequence[bytes], ends: float) -> Values:
-        try:
+        with self._open:
             return await self._cluster.read(keys, ends)
-        except _OF_NONE as error:
-            if not self._closed:
-                raise
-            raise errors.ConnectionError(_CLOSED) from error
 
     async def close(self) -> None:
-        self._closed = True
+        self._open.closed = True
