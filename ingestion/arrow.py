@@ -95,7 +95,7 @@ def _conform(dtype: Dtype, array: pa.Array) -> pa.Array:
     exact = pa.types.is_integer(kind) or pa.types.is_decimal(kind)
     if dtype in ("Float64", "Float32") and (exact or pa.types.is_floating(kind)):
         return _without_nan(array.cast(wanted, safe=False))
-    if dtype in ("Int64", "Int32") and (exact or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+    if dtype in ("Int64", "Int32") and (exact or pa.types.is_floating(kind)):
         return array.cast(wanted)
     if dtype == "UnixTimestamp" and pa.types.is_timestamp(kind):
         return _floored(array)

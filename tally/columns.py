@@ -139,7 +139,8 @@ def column(dtype: Dtype, data: Any, name: str = "column") -> Column:
     """A column from anything array-like: NumPy (masked, datetime64, object with None), lists, scalars' lists.
 
     Never goes through float64 for integers, so ``2**60 + 1`` beside a null survives. Raises DataError, naming `name`,
-    when a value does not fit the dtype (a string for a number, a fraction for an integer, an overflow, half a surrogate).
+    when a value does not fit the dtype (a string or a bool for a number, a fraction for an integer, an overflow, half a
+    surrogate).
     """
     if type(data) is np.ndarray and data.ndim == 1 and dtype in _AS_THEY_ARE and data.dtype == _AS_THEY_ARE[dtype]:
         return canonical(dtype, data, np.ones(len(data), np.bool_))
@@ -189,9 +190,9 @@ def _convert(dtype: Dtype, array: Values) -> tuple[Values, Mask]:
         return _convert_objects(dtype, array)
     valid = np.ones(len(array), np.bool_)
     storage = STORAGE[dtype]
-    if dtype in ("Float64", "Float32") and kind in "fiub":
+    if dtype in ("Float64", "Float32") and kind in "fiu":
         return _floats(array, storage), valid
-    if dtype in ("Int64", "Int32") and kind in "iub":
+    if dtype in ("Int64", "Int32") and kind in "iu":
         _check_range(array, storage)
         return array.astype(storage, copy=False), valid
     if dtype in ("Int64", "Int32") and kind == "f":
@@ -228,7 +229,7 @@ def _floats(array: Values, storage: np.dtype[np.generic]) -> Values:
 
 
 def _check_range(array: Values, storage: np.dtype[np.generic]) -> None:
-    if len(array) == 0 or array.dtype == storage or array.dtype.kind == "b":
+    if len(array) == 0 or array.dtype == storage:
         return
     bounds = np.iinfo(storage.type)  # type: ignore[type-var]
     if int(array.max()) > bounds.max or int(array.min()) < bounds.min:
@@ -266,14 +267,18 @@ def _check_unicode(texts: Iterable[str]) -> None:
         raise ValueError(f"{joined[error.start]!r} is not valid Unicode text") from error
 
 
+_NO_NUMBERS: Final = (str, bytes, bytearray, bool, np.bool_)
+"""What Python would make a number of, and JSON and every other format of messages does not."""
+
+
 def _float(item: Any) -> float:
-    if isinstance(item, str | bytes | bytearray):
+    if isinstance(item, _NO_NUMBERS):
         raise TypeError(f"{item!r} is {type(item).__name__}")
     return float(item)
 
 
 def _integer(item: Any) -> int:
-    if isinstance(item, str | bytes | bytearray):
+    if isinstance(item, _NO_NUMBERS):
         raise TypeError(f"{item!r} is {type(item).__name__}")
     if int(item) != item:
         raise ValueError(f"{item!r} is not a whole number")

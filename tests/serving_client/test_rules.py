@@ -182,6 +182,9 @@ def test_no_rows(client: FeatureClient) -> None:
         ({"place": None}, r"Row 1.*'place' is null"),
         ({"code": None}, r"Row 1.*'code' is null"),
         ({"code": "1"}, r"Row 1, column code.*'1' is str.*Int64"),
+        ({"code": True}, r"Row 1, column code.*True is bool.*Int64"),
+        ({"code": np.True_}, r"Row 1, column code.*True.* is bool.*Int64"),
+        ({"weight": False}, r"Row 1, column weight.*False is bool.*Float64"),
         ({"code": 1.5}, r"Row 1, column code.*not a whole number"),
         ({"code": 2**63}, r"Row 1, column code.*Int64"),
         ({"place": 7}, r"Row 1, column place.*7 is int.*String"),
@@ -236,7 +239,7 @@ def test_numbers_of_other_kinds(redis: Redis, client: FeatureClient) -> None:
     plain = client.get([ASKED], 0).to_dict()
     for other in (
         {**ASKED, "weight": 2, "code": np.int32(1), "place": Name("JFK")},
-        {**ASKED, "weight": np.float32(2), "code": True, "place": np.str_("JFK")},
+        {**ASKED, "weight": np.float32(2), "code": 1.0, "place": np.str_("JFK")},
     ):
         assert client.get([other], 0).to_dict() == plain
         columns: dict[str, Any] = {name: np.array([value]) for name, value in other.items()}

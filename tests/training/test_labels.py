@@ -90,6 +90,8 @@ def test_numbers_that_do_not_fit_are_counted() -> None:
     [
         ("Int64", pa.array([1, None, 2**63, 2**64 - 1], pa.uint64()), "in 2 of 4 rows, first 9223372036854775808 in row 2"),
         ("Int64", pa.array([1.0, None, 2.0**63, -(2.0**64), float("inf")]), r"in 3 of 5 rows, first 9\.22.* in row 2"),
+        ("Int64", pa.array([True, None, False]), "in 2 of 3 rows, first True in row 0"),
+        ("Float64", pa.array([None, False]), "in 1 of 2 rows, first False in row 1"),
         ("Int32", pa.array([1, 2**32 + 5, -(2**31) - 1]), "in 2 of 3 rows, first 4294967301 in row 1"),
         ("UnixTimestamp", pa.array([1, None, 2**62, -(2**62)], pa.timestamp("s")), "in 2 of 4 rows, first 4611686018427387904 in row 2"),
         ("UnixTimestamp", pa.array([2**60], pa.timestamp("ms", "UTC")), "in 1 of 1 rows, first 1152921504606846976 in row 0"),
