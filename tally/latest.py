@@ -102,8 +102,6 @@ def _by_code_and_time(
         order[tied] = rows[again]
         same[:] = False
         same[tied[:-1][still]] = True
-    elif cut:
-        same[:] = False
     return order, same
 
 

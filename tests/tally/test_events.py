@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tally.aggregates import CELLS, FUNCTIONS, output_dtype
 from tally.columns import Column, column
 from tally.dtypes import Dtype
-from tally.events import refusals
+from tally.events import UNKNOWN_TIME, refusals
 from tally.plan import Field, View
 from tally.tiles import Aggregation
 from tally.windows import Window
@@ -107,3 +108,29 @@ def test_long_texts_are_refused_where_one_is_kept(function: str, fits: bool) -> 
     accepted, reasons = refusals(view, columns_of(rows))
     assert accepted.tolist() == [True, fits]
     assert fits or reasons == {1: "delays: k1 is longer than the 1024 bytes that a window keeps of a text"}
+
+
+AHEAD = "delays: event timestamp at is more than 0:00:00.000010 after the message was made"
+
+
+@pytest.mark.parametrize(
+    ("at", "made", "fits"),
+    [
+        (15, 5, True),
+        (16, 5, False),
+        (-(2**62), 5, True),
+        (5, -5, True),
+        (6, -5, False),
+        (2**62, UNKNOWN_TIME, True),
+        (UNKNOWN_TIME, UNKNOWN_TIME - 9, True),
+        (UNKNOWN_TIME, UNKNOWN_TIME - 10, True),
+        (UNKNOWN_TIME, UNKNOWN_TIME - 11, False),
+    ],
+)
+def test_events_too_far_ahead_of_their_message_are_refused(at: int, made: int, fits: bool) -> None:  # noqa: FBT001
+    """An event may be ahead of its CreateTime by the tolerance and no more; one without a known CreateTime by anything."""
+    columns = columns_of([{"at": at, "k1": "a", "k2": 1, "x": None, "n": 1}])
+    accepted, reasons = refusals(replace(VIEW, future_tolerance=10), columns, np.array([made], np.int64))
+    assert accepted.tolist() == [fits]
+    assert reasons == ({} if fits else {0: AHEAD})
+    assert refusals(replace(VIEW, future_tolerance=10), columns)[0].tolist() == [True]
