@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from tally.errors import UnavailableError
+from tally.errors import ArgumentError
 
 Node = tuple[str, int]
 """(host, port)."""
@@ -87,13 +87,13 @@ class Address:
     def parse(cls, url: str, timeout: float = TIMEOUT_SECONDS) -> Address:
         """`timeout` is that of sockets, in seconds, where the address says nothing else.
 
-        Raises UnavailableError, which does not repeat the address: it may hold a password.
+        Raises ArgumentError, which does not repeat the address: it may hold a password.
         """
         try:
             return _parsed(url, timeout)
         except ValueError as error:
             reason = f" ({error})" if type(error) is _AddressError else ""
-            raise UnavailableError(
+            raise ArgumentError(
                 f"REDIS_URL is not a Redis address{reason}; it looks like redis://HOST:6379/0, rediss://USER:PASSWORD@HOST:6379, "
                 "redis+sentinel://HOST:26379,HOST:26379/SERVICE/0 or redis+cluster://HOST:6379,HOST:6379, where special "
                 "characters of a password are percent-encoded."
@@ -114,7 +114,7 @@ def redacted(url: str) -> str:
     """An address for messages: without passwords and parameters. One that cannot be read is only named by its scheme."""
     try:
         return str(Address.parse(url))
-    except UnavailableError:
+    except ArgumentError:
         scheme, mark, _ = url.partition("://")
         return f"{scheme if mark and scheme in _SCHEMES else '***'}://***"
 

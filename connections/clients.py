@@ -30,7 +30,7 @@ _CLUSTER_AGAIN = 3
 def open_client(url: str, timeout: float = TIMEOUT_SECONDS) -> Client:
     """A client that connects with its first command; a cluster's asks for the cluster's nodes at once.
 
-    Raises UnavailableError for an address that cannot be read and a cluster that does not answer.
+    Raises ArgumentError for an address that cannot be read, UnavailableError for a cluster that does not answer.
     """
     address = Address.parse(url, timeout)
     options = _options(address)

@@ -98,10 +98,7 @@ def no_other_stores() -> None:
     path: Path | None = _context().get("FS_YAML_FILE") if is_command() else None
     if path is None or not path.is_file():
         return
-    try:
-        config = yaml.safe_load(os.path.expandvars(path.read_text()))
-    except yaml.YAMLError:
-        return  # Feast says where it is not YAML
+    config = yaml.safe_load(os.path.expandvars(path.read_text()))
     for part, (key, name) in STORES.items():
         section = config.get(part) if isinstance(config, dict) else None
         found = section.get(key) if isinstance(section, dict) else None

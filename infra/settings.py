@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tally.errors import DataError
+from tally.errors import ArgumentError
 
 _NO_SECRET = SecretStr("")
 
@@ -18,7 +18,7 @@ class Settings(BaseSettings):
 
     An empty or missing variable means "not set". Values given to the constructor win over the environment.
     Secrets never appear in `repr`; `redis_url` and `schema_registry_url` may carry a password, so they do not appear either.
-    Raises DataError for a value of the wrong type, naming the variable.
+    Raises ArgumentError for a value of the wrong type, naming the variable.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     snowflake_database: str = ""
     snowflake_schema: str = ""
     snowflake_host: str = ""
-    snowflake_port: int | None = None
+    snowflake_port: int | None = Field(default=None, gt=0, lt=2**16)
     snowflake_protocol: str = ""
 
     tally_offline_uri: str = ""
@@ -66,7 +66,9 @@ class Settings(BaseSettings):
             wrong = "; ".join(
                 f"{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors(include_input=False)
             )
-            raise DataError(f"The environment cannot be used ({wrong}); correct the variable, or unset it.") from None
+            raise ArgumentError(
+                f"The environment cannot be used ({wrong}); correct the variable, or unset it."
+            ) from None
 
     @classmethod
     def for_repo(cls, repo: Path) -> Settings:

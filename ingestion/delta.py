@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -15,7 +16,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from ingestion.arrow import INSTANT
 from ingestion.gather import gathered
-from tally.errors import DataError, NotReadyError, UnavailableError
+from tally.errors import ArgumentError, DataError, NotReadyError, UnavailableError
 from tally.time import from_datetime, to_datetime
 
 _THREADS: Final = 4
@@ -23,6 +24,12 @@ _THREADS: Final = 4
 # The runtime, made when the first table is used, has a thread for each core: on a machine with one core that would be for ever.
 os.environ.setdefault("TOKIO_WORKER_THREADS", str(max(_THREADS, os.cpu_count() or 1)))
 _WRITER: Final = "tally-ingest"
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def told(error: Exception) -> str:
+    """What delta-rs or Arrow says, on one line: it draws trees of reasons, in colours."""
+    return " ".join(_COLOURS.sub("", str(error)).replace("\N{DOWNWARDS ARROW WITH TIP RIGHTWARDS}", ": ").split())
 
 
 def table_uri(offline_uri: str, name: str) -> str:
@@ -31,14 +38,22 @@ def table_uri(offline_uri: str, name: str) -> str:
 
 
 def open_table(offline_uri: str, name: str) -> DeltaTable | None:
-    """The latest version of a table, or None when there is none. Raises UnavailableError when the store cannot be read."""
+    """The latest version of a table, or None when there is none.
+
+    Raises UnavailableError when the store cannot be read, ArgumentError where its address is of no kind that is known.
+    """
     try:
         return DeltaTable(table_uri(offline_uri, name))
-    except TableNotFoundError:
+    except TableNotFoundError as error:
+        if "Unknown scheme" in str(error):
+            raise ArgumentError(
+                f"TALLY_OFFLINE_URI is {offline_uri}, and nothing is known of {offline_uri.partition(':')[0]}:; give a folder, or "
+                "an address such as s3://BUCKET/PATH, abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH or gs://BUCKET/PATH."
+            ) from error
         return None
     except (DeltaError, OSError) as error:
         raise UnavailableError(
-            f"The offline table {table_uri(offline_uri, name)} cannot be read ({error}); check TALLY_OFFLINE_URI."
+            f"The offline table {table_uri(offline_uri, name)} cannot be read ({told(error)}); check TALLY_OFFLINE_URI."
         ) from error
 
 
@@ -95,7 +110,7 @@ def read_columns(table: DeltaTable, columns: Iterable[str], condition: Any = Non
         scanner = dataset.scanner(columns=list(columns), filter=condition, batch_readahead=2, fragment_readahead=1)
         return gathered(scanner.projected_schema, scanner.to_batches(), at_most)
     except (DeltaError, OSError) as error:
-        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({error}).") from error
+        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({told(error)}).") from error
 
 
 def count_rows(table: DeltaTable, condition: Any = None) -> int:
@@ -103,7 +118,7 @@ def count_rows(table: DeltaTable, condition: Any = None) -> int:
     try:
         return int(table.to_pyarrow_dataset().count_rows(filter=condition))
     except (DeltaError, OSError) as error:
-        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({error}).") from error
+        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({told(error)}).") from error
 
 
 def rows_table(
@@ -178,7 +193,7 @@ def write_table(
                 f"run again: tally ingest {name}"
             ) from error
         raise UnavailableError(
-            f"The offline table {uri} cannot be written ({error}); check TALLY_OFFLINE_URI."
+            f"The offline table {uri} cannot be written ({told(error)}); check TALLY_OFFLINE_URI."
         ) from error
     return DeltaTable(uri).version()
 

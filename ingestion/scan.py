@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake.exceptions import DeltaError
 
+from ingestion.delta import told
 from ingestion.reading import Reading, Refused, Rows, first_of_each
 from tally.errors import UnavailableError
 
@@ -40,7 +41,9 @@ def pieces_of(reading: Reading) -> list[Piece]:
             pieces += [Piece(fragment.path, group.id, group.num_rows) for group in kept.row_groups]
         return pieces
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise UnavailableError(f"The offline table {reading.table.table_uri} cannot be read ({error}).") from error
+        raise UnavailableError(
+            f"The offline table {reading.table.table_uri} cannot be read ({told(error)})."
+        ) from error
 
 
 def batches(reading: Reading, pieces: Sequence[Piece], at_least: int) -> Iterator[tuple[Rows, Refused]]:
@@ -53,7 +56,9 @@ def batches(reading: Reading, pieces: Sequence[Piece], at_least: int) -> Iterato
         try:
             data = next(tables, None)
         except (DeltaError, OSError, pa.ArrowException) as error:
-            raise UnavailableError(f"The offline table {reading.table.table_uri} cannot be read ({error}).") from error
+            raise UnavailableError(
+                f"The offline table {reading.table.table_uri} cannot be read ({told(error)})."
+            ) from error
         if data is None:
             return
         yield reading.decode(data)

@@ -10,7 +10,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from httpx2 import URL, HTTPError, InvalidURL
 
-from tally.errors import UnavailableError
+from tally.errors import ArgumentError, UnavailableError
 
 _NOT_FOUND: Final = 404
 
@@ -18,7 +18,7 @@ _NOT_FOUND: Final = 404
 class SchemaRegistry:
     """The registry at `config["url"]`; the other properties are those of Confluent's client.
 
-    Raises UnavailableError when no client can be made of them: not a URL, or a file that is not there.
+    Raises ArgumentError for what is no URL, UnavailableError where a file is not there.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ class SchemaRegistry:
             address = URL("")
         if address.scheme not in ("http", "https") or not address.host:
             # Not shown: it may hold a password.
-            raise UnavailableError("SCHEMA_REGISTRY_URL is not an address like https://HOST:8081; correct it.")
+            raise ArgumentError("SCHEMA_REGISTRY_URL is not an address like https://HOST:8081; correct it.")
         self._shown = str(address.copy_with(username=None, password=None))
         try:
             self._client = SchemaRegistryClient({"max.retries": 2, **config})

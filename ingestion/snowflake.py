@@ -13,7 +13,7 @@ from ingestion.delta import open_table
 from ingestion.extraction import Ingested, Progress
 from ingestion.landing_tables import LandingTable
 from ingestion.offline import extracted, source_hash
-from tally.errors import DataError, NotReadyError, TallyError, UnavailableError
+from tally.errors import ArgumentError, DataError, NotReadyError, TallyError, UnavailableError
 from tally.plan import Plan, Source
 
 
@@ -32,7 +32,8 @@ def ingest(
     tables and replaces what is kept; earlier versions stay readable. A run that fails leaves its source as it was.
     Raises DataError for a missing table or column or a type that does not fit, NotReadyError when the definitions have
     changed since the last run (then `full` is needed); both once the other sources are in, which the error's notes name, as
-    they do further errors. Raises UnavailableError when Snowflake or the store cannot be reached, at once.
+    they do further errors. Raises UnavailableError when Snowflake or the store cannot be reached, ArgumentError for a store of no
+    known kind, at once.
     """
     names = [source.name for source in plan.sources] if source_names is None else source_names
     sources = [plan.source(name) for name in names]
@@ -43,6 +44,8 @@ def ingest(
         for source in sources:
             try:
                 done.append(_ingest_one(connection, plan, source, offline_uri, report, full=full))
+            except ArgumentError:  # of the store, and so of every table
+                raise
             except (DataError, NotReadyError) as error:
                 failures.append(error)
     if not failures:

@@ -51,7 +51,8 @@ def sentence(error: Exception) -> str | None:
 
 def exit_code(error: Exception) -> int:
     """How a command ends that raised `error`."""
-    return WRONG_USAGE if isinstance(error, UsageError | ArgumentError | UnknownServiceError) else FAILED
+    wrong = isinstance(error, UsageError | ArgumentError | UnknownServiceError) or _unusable_kafka_setting(error)
+    return WRONG_USAGE if wrong else FAILED
 
 
 def _unusable_kafka_setting(error: Exception) -> str | None:
@@ -61,7 +62,7 @@ def _unusable_kafka_setting(error: Exception) -> str | None:
     from confluent_kafka import KafkaError
 
     told = error.args[0]
-    return str(told.str()) if told.code() == KafkaError._INVALID_ARG else None  # noqa: SLF001
+    return str(told.str()).strip() if told.code() == KafkaError._INVALID_ARG else None  # noqa: SLF001
 
 
 def _is_local_service_error(kind: type[Exception]) -> bool:

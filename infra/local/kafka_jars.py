@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import subprocess
@@ -41,13 +42,30 @@ def version() -> str:
 
 
 def resolve(lib: Path) -> None:
-    """Make sure that `lib` holds the jars of the wanted version. Raises NoApacheKafkaError."""
-    if (lib / f"kafka_2.13-{version()}.jar").exists():
+    """Make sure that `lib` holds the jars of the wanted version; of several processes one fetches them. Raises NoApacheKafkaError."""
+    wanted = lib / f"kafka_2.13-{version()}.jar"
+    if wanted.exists():
         return
     maven = shutil.which("mvn")
     if maven is None:
         raise NoApacheKafkaError("there is no mvn on PATH to fetch its jars: install Maven")
-    lib.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lib.parent.mkdir(parents=True, exist_ok=True)
+        lock = (lib.parent / "jars.lock").open("w")
+    except OSError as error:
+        raise LocalServiceError(
+            f"The jars of Kafka cannot be kept in {lib} ({error.strerror}): make that folder writable, or name another with "
+            "TALLY_KAFKA_LIB."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (
+            not wanted.exists()
+        ):  # another process may have fetched them, and have a broker that loads its classes from there
+            _fetch(maven, lib)
+
+
+def _fetch(maven: str, lib: Path) -> None:
     # Into a directory of its own first, so that an interrupted download is never taken for a complete one.
     with tempfile.TemporaryDirectory(dir=lib.parent, prefix="jars-") as scratch:
         fetched = Path(scratch) / "lib"

@@ -164,12 +164,14 @@ def test_redis_not_there(tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPat
     assert "hush" not in ended.err
 
 
-def test_an_address_that_is_none(tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A REDIS_URL without a scheme is explained by its form, and not repeated: it may hold a password."""
+@pytest.mark.parametrize("command", ["bootstrap", "stream"])
+def test_an_address_that_is_none(tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """A REDIS_URL without a scheme is explained by its form, and not repeated: it may hold a password. A worker does not wait."""
     monkeypatch.setenv("REDIS_URL", "worker:hush@cache")
-    ended = tally("bootstrap", "--repo", repo)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", NOBODY)
+    ended = tally(command, "--repo", repo)
 
-    assert ended.code == 1
+    assert ended.code == 2
     assert_one_sentence(ended, "REDIS_URL", "redis://")
     assert "hush" not in ended.err
 
@@ -199,6 +201,7 @@ def test_kafka_not_there_for_dead_letters(monkeypatch: pytest.MonkeyPatch, capfd
     [
         ("KAFKA_SECURITY_PROTOCOL", "SASL_TLS", "SASL_TLS"),
         ("KAFKA_SESSION_TIMEOUT_MS", "10s", "KAFKA_SESSION_TIMEOUT_MS"),
+        ("KAFKA_SESSION_TIMEOUT_MS", "0", "KAFKA_SESSION_TIMEOUT_MS"),
     ],
 )
 def test_a_setting_of_kafka_that_is_none(
@@ -210,9 +213,46 @@ def test_a_setting_of_kafka_that_is_none(
     monkeypatch.setenv(variable, value)
     ended = tally("dlq", "list", "--repo", repo)
 
-    assert ended.code == 1
+    assert ended.code == 2
     assert_one_sentence(ended, said, "KAFKA_")
     assert "hush" not in ended.err
+
+
+@pytest.mark.parametrize("port", ["no port", "-5", "65536"])
+def test_a_port_of_snowflake_that_is_none(tally: Tally, repo: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    """It is named before anybody is called there."""
+    monkeypatch.setenv("SNOWFLAKE_ACCOUNT", "org-account")
+    monkeypatch.setenv("SNOWFLAKE_PORT", port)
+    ended = tally("ingest", "--repo", repo)
+
+    assert ended.code == 2
+    assert_one_sentence(ended, "SNOWFLAKE_PORT")
+
+
+@pytest.mark.parametrize("command", ["bootstrap", "export"])
+def test_an_offline_store_of_a_kind_that_is_none(
+    tally: Tally, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str, command: str
+) -> None:
+    """An address that nothing is known of is no store that lacks tables: it says what one looks like."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("TALLY_OFFLINE_URI", "s4://bucket/store")
+    asked = ("fare", "--labels", labels(tmp_path), "--out", tmp_path / "t.parquet") if command == "export" else ()
+    ended = tally(command, *asked, "--repo", repo)
+
+    assert ended.code == 2
+    assert_one_sentence(ended, "TALLY_OFFLINE_URI", "s4://bucket/store", "s3://")
+
+
+def test_a_store_that_refuses_is_one_line(
+    tally: Tally, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What delta-rs draws as a coloured tree of reasons is said on one line."""
+    monkeypatch.setenv("TALLY_OFFLINE_URI", "abfss://container")
+    ended = tally("export", "fare", "--labels", labels(tmp_path), "--out", tmp_path / "t.parquet", "--repo", repo)
+
+    assert ended.code == 1
+    assert_one_sentence(ended, "TALLY_OFFLINE_URI", "Account must be specified")
+    assert "\x1b" not in ended.err
 
 
 @pytest.mark.parametrize("content", [None, "no key"])

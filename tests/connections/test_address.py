@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connections import Address, redacted
-from tally.errors import UnavailableError
+from tally.errors import ArgumentError
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_all_parts_of_an_address() -> None:
 )
 def test_what_cannot_be_read_is_refused_without_being_repeated(url: str, reason: str) -> None:
     """The error says what is wrong and what addresses look like; a secret is never in it."""
-    with pytest.raises(UnavailableError, match=f"REDIS_URL is not a Redis address .*{reason}") as raised:
+    with pytest.raises(ArgumentError, match=f"REDIS_URL is not a Redis address .*{reason}") as raised:
         Address.parse(url)
 
     text = f"{raised.value} {redacted(url)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from infra import local
-from infra.local import process
+from infra.local import kafka_jars, process
 from infra.local.snowflake_load import connected
 from infra.settings import Settings
 
@@ -242,6 +243,56 @@ def test_without_java_kafka_runs_in_memory_and_says_so(
         assert producer.flush(30) == 0
     assert "Apache Kafka cannot run here (there is no java on PATH" in caplog.text
     assert "librdkafka's in-memory cluster" in caplog.text
+
+
+MAVEN = """#!/bin/sh
+echo ran >> {folder}/runs
+while [ ! -e {folder}/go ]; do sleep 0.02; done
+for argument; do case $argument in -DoutputDirectory=*) mkdir -p "${{argument#*=}}" && cp {folder}/jar "${{argument#*=}}/kafka_2.13-{version}.jar";; esac; done
+"""
+
+
+def test_of_two_processes_one_fetches_kafka_s_jars(
+    tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """The other waits for them: a second fetch would take the jars away from below the broker of the first."""
+    (tmp_path / "jar").write_text("classes")
+    maven, runs = tmp_path / "mvn", tmp_path / "runs"
+    maven.write_text(MAVEN.format(folder=tmp_path, version=kafka_jars.version()))
+    maven.chmod(0o755)
+    lib = tmp_path / "home" / "kafka" / "lib"
+    script = (
+        "from pathlib import Path; from infra.local import kafka_jars; print('began', flush=True); "
+        f"kafka_jars.resolve(Path({str(lib)!r}))"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            cwd=Path(local.__file__).parents[2],
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )
+        for _ in "ab"
+    ]
+    for one in both:
+        assert one.stdout is not None
+        assert one.stdout.readline() == b"began\n"
+    eventually(runs.exists)
+    (tmp_path / "go").touch()
+    for one in both:
+        one.communicate()
+    assert [one.returncode for one in both] == [0, 0]
+    assert runs.read_text() == "ran\n"
+    assert [jar.read_text() for jar in lib.iterdir()] == ["classes"]
+
+
+def test_a_place_for_kafka_s_jars_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, with the variable that names another."""
+    (tmp_path / "mvn").write_text("")
+    (tmp_path / "mvn").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(local.LocalServiceError, match=rf"{tmp_path}/mvn/kafka/lib .*TALLY_KAFKA_LIB"):
+        kafka_jars.resolve(tmp_path / "mvn" / "kafka" / "lib")
 
 
 def test_apache_kafka_can_be_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

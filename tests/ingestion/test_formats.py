@@ -22,7 +22,7 @@ from ingestion.avro import AvroDecoder
 from ingestion.decoding import from_landing, from_topic
 from ingestion.schema_registry import SchemaRegistry
 from ingestion.wires import Messages
-from tally.errors import DefinitionError, UnavailableError
+from tally.errors import DefinitionError, TallyError, UnavailableError
 from tally.plan import Encoding, Source
 from tests.ingestion.departure_proto import Everything
 
@@ -356,7 +356,7 @@ def test_a_registry_that_fails_is_an_error_and_no_dead_letter() -> None:
 )
 def test_settings_that_no_registry_has(properties: dict[str, str], problem: str) -> None:
     """They are refused with a sentence that names the variable and repeats no password."""
-    with pytest.raises(UnavailableError, match=problem) as raised:
+    with pytest.raises(TallyError, match=problem) as raised:
         SchemaRegistry(properties)
     assert "SCHEMA_REGISTRY_URL" in str(raised.value)
     assert "secret" not in str(raised.value)

@@ -20,7 +20,7 @@ from ingestion.extraction import Ingested, quoted
 from ingestion.offline import high_watermarks
 from ingestion.reading import read_rows
 from ingestion.snowflake import ingest
-from tally.errors import DataError, NotReadyError, UnavailableError
+from tally.errors import ArgumentError, DataError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, Source, View, hashed_view
 from tests.ingestion import plans
 
@@ -396,6 +396,14 @@ def test_a_missing_table_holds_up_no_other(land: Any, services: Settings, tmp_pa
     with pytest.raises(DataError, match='no table "WEATHER"') as raised:
         ingest(both, ["weather", "departures"], arguments, str(tmp_path))
     assert ["FLIGHTS_DEPARTURES" in note for note in raised.value.__notes__] == [True]
+
+
+def test_a_store_of_no_known_kind(services: Settings) -> None:
+    """Is said once, not for each table."""
+    both = plans.plan_of(plans.weather_view(), plans.latest_stream_view())
+    with pytest.raises(ArgumentError, match="TALLY_OFFLINE_URI is s4://bucket") as raised:
+        ingest(both, None, services.snowflake_connect_args(), "s4://bucket")
+    assert not hasattr(raised.value, "__notes__")
 
 
 def test_a_table_with_an_address(weather: Any, services: Settings, take: Any, tmp_path: Path) -> None:

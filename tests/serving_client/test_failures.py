@@ -124,7 +124,7 @@ def test_a_time_out_that_is_none(redis_url: str, timeout: float) -> None:
 
 def test_address_that_is_none() -> None:
     """Text that is not a Redis URL is refused without being repeated, for it may hold a password."""
-    with pytest.raises(UnavailableError, match="REDIS_URL is not a Redis address") as raised:
+    with pytest.raises(DataError, match="REDIS_URL is not a Redis address") as raised:
         connect("sesame@host")
     assert "sesame" not in str(raised.value)
 
