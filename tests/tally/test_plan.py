@@ -209,6 +209,22 @@ def test_a_views_bytes_follow_its_hash() -> None:
     assert view.tile_layout.aggregations == WINDOWS.aggregations
 
 
+@pytest.mark.parametrize(
+    ("view", "kept"),
+    [
+        (replace(LATEST, ttl=0), 0),
+        (replace(LATEST, ttl=0, stream=True, future_tolerance=7), 0),
+        (replace(LATEST, ttl=60, future_tolerance=7), 60),
+        (replace(LATEST, ttl=60, stream=True, future_tolerance=7), 67),
+        (replace(WINDOWS, ttl=0, stream=False, future_tolerance=7), 3_900),
+        (replace(WINDOWS, ttl=60, future_tolerance=7), 3_907),
+    ],
+)
+def test_how_long_a_key_stays(view: View, kept: int) -> None:
+    """As long as a lookup can see its events, and the tolerance more where events come ahead; without a TTL for ever."""
+    assert view.kept == kept
+
+
 # Hashes
 
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tally.columns import Column, column
+from tally.dtypes import STORAGE, Dtype
 from tally.errors import DataError, DefinitionMismatchError, StoredBytesError
 from tally.layout import RowLayout, pack_tiles, unpack_tiles
 from tally.single import RowReader, WindowReader
 from tally.tiles import TileLayout
 from tally.time import HOUR
 from tests.oracle import Event, same
-from tests.tally.stored import VIEW_HASH, pack, rows_of, sized_layouts
+from tests.tally.stored import VIEW_HASH, pack, rows_of, same_columns, sized_layouts
 from tests.tally.windowed import (
     COLUMNS,
     EVERYTHING,
@@ -70,6 +72,23 @@ def test_rows_equal_those_of_arrays(data: st.DataObject) -> None:
     found = RowReader(layout).read(value)
     assert found is not None
     assert agree(found, by_arrays(layout, value))
+
+
+@pytest.mark.parametrize("more", [1.5, None])
+@pytest.mark.parametrize("dtype", ["Float64", "Float32"])
+def test_a_stored_nan_is_null(dtype: Dtype, more: float | None) -> None:
+    """A NaN that another program wrote is a null to both readers, in a row without other nulls and in one with them."""
+    layout = RowLayout((("n", "Int64"), ("x", dtype), ("y", dtype)), VIEW_HASH)
+    there = np.ones(1, np.bool_)
+    columns = {
+        "n": column("Int64", [2]),
+        "x": Column(dtype, np.array([np.nan], STORAGE[dtype]), there),
+        "y": column(dtype, [more]),
+    }
+    (value,) = layout.pack(*np.zeros((3, 1), np.int64), columns)
+    assert by_arrays(layout, value) == (0, 0, 0, [2, None, more])
+    assert RowReader(layout).read(value) == (0, 0, 0, [2, None, more])
+    same_columns(layout.unpack([value], [b"k"]).columns["x"], column(dtype, [None]))
 
 
 @given(st.data())
