@@ -218,11 +218,14 @@ def test_loading_yields_to_what_the_stream_has_applied(redis: Redis) -> None:
     assert redis.get(key(b"a")) == pack_tiles(VIEW.tag, 2, {0: 5, 1: 0, 2: 8}, b"")
 
 
-_ROWS = st.tuples(*[st.sampled_from([-(2**63), -1, 0, 1, 2**32, 2**53, 2**53 + 1, 2**63 - 1])] * 3, st.integers(0, 255))
+_EDGES = st.sampled_from([-(2**63), -1, 0, 1, 2**32, 2**53, 2**53 + 1, 2**63 - 1])
+_ROWS = st.lists(_EDGES, min_size=1, max_size=2).flatmap(  # of two numbers, so that rows often tie in all but one
+    lambda some: st.lists(st.tuples(*[st.sampled_from(some)] * 3, st.integers(0, 255)), min_size=1, max_size=6)
+)
 
 
 @shared_server
-@given(rows=st.lists(_ROWS, min_size=1, max_size=6), random=st.randoms(use_true_random=False))
+@given(rows=_ROWS, random=st.randoms(use_true_random=False))
 def test_the_greatest_latest_row_stays(redis: Redis, rows: list[tuple[int, int, int, int]], random: Any) -> None:
     """By (timestamp, a, b), then by bytes, in whatever order rows come."""
     view = plans.weather_view()
