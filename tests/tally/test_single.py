@@ -85,7 +85,8 @@ def test_a_stored_nan_is_null(dtype: Dtype, more: float | None) -> None:
         "x": Column(dtype, np.array([np.nan], STORAGE[dtype]), there),
         "y": column(dtype, [more]),
     }
-    (value,) = layout.pack(*np.zeros((3, 1), np.int64), columns)
+    zero = np.zeros(1, np.int64)
+    (value,) = layout.pack(zero, zero, zero, columns)
     assert by_arrays(layout, value) == (0, 0, 0, [2, None, more])
     assert RowReader(layout).read(value) == (0, 0, 0, [2, None, more])
     same_columns(layout.unpack([value], [b"k"]).columns["x"], column(dtype, [None]))
