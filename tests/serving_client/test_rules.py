@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from redis import Redis
 
-from serving_client import FeatureClient, FeatureRows, Status
+from serving_client import FeatureClient, FeatureRows, Status, answering
 from serving_client.few_rows import FEW
 from serving_client.lookup import Lookup
 from tally.errors import DataError
@@ -132,6 +132,18 @@ def test_as_of_forms(redis: Redis, client: FeatureClient) -> None:
     for count in (1, 2, FEW + 1):
         with pytest.raises(DataError, match="one for each row"):
             client.get([ASKED] * count, [0, 1, 2])
+
+
+def test_now_is_the_clock_in_microseconds(
+    redis: Redis, client: FeatureClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an instant a lookup is as of the clock, floored: an event of this microsecond is seen, and none after it."""
+    now = 1_357_000_000_123_456
+    monkeypatch.setattr(answering, "time_ns", lambda: 1_000 * now + 999)
+    world.store_latest(redis, PLANES, [{**PLANE, "at": now}, {**PLANE, "place": "EWR", "at": now + 1}])
+    for rows in each_way(client, None):
+        assert rows.as_of.tolist() == [now] * len(rows)
+        assert rows.status["v_Int64"].tolist() == [Status.PRESENT, Status.AHEAD][: len(rows)]
 
 
 def test_as_of_beyond_what_int64_holds(client: FeatureClient) -> None:
