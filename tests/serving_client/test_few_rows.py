@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from serving_client import FeatureClient, FeatureRows
+from serving_client import FeatureClient, FeatureRows, Status
 from serving_client.few_rows import FEW, FewRequest, FewRows
 from serving_client.lookup import Lookup, Request
 from tally.errors import StoredBytesError
@@ -89,6 +89,26 @@ def test_both_sides_of_the_switch_answer_alike(
         assert isinstance(found, FewRows) == (count <= FEW)
         assert_same(found, client.get(world.in_columns(rows), as_of))
         assert_equal(found, rows, as_of, stored)
+
+
+@pytest.mark.parametrize("field", PLANES.fields, ids=lambda field: field.dtype)
+def test_a_service_of_one_output(redis: Redis, field: Field) -> None:
+    """One feature alone is no special case: of each dtype, in scalars as in arrays."""
+    service = world.ONE.services[0]
+    planes = dataclasses.replace(service.views[0], features=((field.name, field.name),))
+    narrow = dataclasses.replace(
+        service, views=(planes,), functions=(), keys=service.keys[:1], request=(), outputs=(field,)
+    )
+    client = FeatureClient(redis, dataclasses.replace(world.ONE, services=(hashed_service(narrow, world.ONE),)))
+    stored = {"place": "JFK", "at": 0, "a": 0, **{other.name: None for other in PLANES.fields}}
+    value: Any = {"String": "é", "Bytes": b"\0", "Bool": True}.get(field.dtype, 1)
+    world.store_latest(redis, PLANES, [{**stored, field.name: value}])
+    rows = [{"place": "JFK"}, {"place": "EWR"}]
+    for asked in (rows[:1], rows):
+        found = client.get(asked, 0)
+        assert isinstance(found, FewRows)
+        assert_same(found, client.get(world.in_columns(asked), 0))
+        assert found.status[field.name].tolist() == [Status.PRESENT, Status.MISSING][: len(asked)]
 
 
 @pytest.mark.parametrize("count", [1, 2, FEW, FEW + 1])

@@ -134,9 +134,7 @@ def test_as_of_forms(redis: Redis, client: FeatureClient) -> None:
             client.get([ASKED] * count, [0, 1, 2])
 
 
-def test_now_is_the_clock_in_microseconds(
-    redis: Redis, client: FeatureClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_now_is_the_clock_in_microseconds(redis: Redis, client: FeatureClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an instant a lookup is as of the clock, floored: an event of this microsecond is seen, and none after it."""
     now = 1_357_000_000_123_456
     monkeypatch.setattr(answering, "time_ns", lambda: 1_000 * now + 999)
