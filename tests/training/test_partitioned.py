@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import dask.dataframe as dd
 import pandas as pd
@@ -26,7 +29,7 @@ from training import stores as chunks
 from training.asks import Questions
 from training.engine import pinned_versions
 from training.partitioned import Local
-from training.work import survey
+from training.work import ViewWork, survey
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,22 @@ def test_an_entity_that_does_not_fit_is_refused(offline_uri: str, monkeypatch: p
     monkeypatch.setattr(build, "memory_limit", lambda _: 10_000)
     with pytest.raises(DataError, match=r"one entity has \d+ rows and \d+ labels, .* give memory=0\.0GB or more"):
         _spilled(labels_frame(), offline_uri, budget=1_000)
+
+
+def test_what_an_entity_is_joined_under(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside others within its share, alone up to what the other threads' shares leave, and not at all beyond."""
+    gigabyte = 10**9
+    monkeypatch.setattr(partitioned, "FIXED", 0)
+    monkeypatch.setattr(partitioned, "_BEST_BYTES", 40 * gigabyte)
+    monkeypatch.setattr(partitioned, "room_for_data", lambda memory: memory)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    local, work = Local(300 * gigabyte), cast(ViewWork, SimpleNamespace(view=PLAN.views[0]))
+    assert isinstance(local._large(work, 50 * gigabyte, 1, [1]), nullcontext)
+    assert local._large(work, 50 * gigabyte + 1, 1, [1]) is local._large(work, 220 * gigabyte, 1, [1])
+    with pytest.raises(
+        DataError, match=r"2 rows and 7 labels, .* about 221\.0 GB .* for 220\.0 GB; give memory=301\.0GB"
+    ):
+        local._large(work, 221 * gigabyte, 2, [3, 7])
 
 
 def test_files_go_with_the_training_set(offline_uri: str, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
