@@ -97,6 +97,17 @@ def test_parts_chunks_and_budgets_decide_nothing(
     assert cut.manifest == whole.manifest
 
 
+def test_labels_before_every_row(offline_uri: str) -> None:
+    """Where no row of any view can be seen, none is read, and what was spilled of the labels is answered all the same."""
+    frame = labels_frame()
+    frame["event_timestamp"] -= pd.Timedelta(days=10_000)
+    whole = training_set(PLAN, frame, service=SERVICE, offline_uri=offline_uri)
+    cut = _spilled(frame, offline_uri)
+    assert whole.to_arrow().column("delay_count_1h").to_pylist() == [0] * len(frame)
+    assert cut.to_arrow().equals(whole.to_arrow())
+    assert cut.manifest == whole.manifest
+
+
 def test_labels_that_do_not_fit_are_read_in_pieces(
     offline_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
