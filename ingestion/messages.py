@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from ingestion.arrow import INSTANT, TYPES, schema_of, to_columns
 from tally.columns import Column
-from tally.dtypes import FLOATS, Dtype
+from tally.dtypes import FLOATS, STORAGE, Dtype
 from tally.errors import DataError
 from tally.events import refusals
 from tally.functions import Transformation, run_on_events
@@ -228,7 +228,7 @@ def _drop_obvious(fields: tuple[Field, ...], lines: Sequence[bytes], rows: Seque
 
 
 def _obvious(fields: tuple[Field, ...], line: bytes) -> str:
-    """Why a message is bad: not JSON, or a field of another JSON type. Empty where only the parser can tell.
+    """Why a message is bad: not JSON, or a field of another JSON type or spelling. Empty where only the parser can tell.
 
     Says nothing of what the parser would take, so both ways find the same messages bad.
     """
@@ -240,9 +240,31 @@ def _obvious(fields: tuple[Field, ...], line: bytes) -> str:
         return ""
     for field in fields:
         value = message.get(field.name)
-        if value is not None and type(value) not in _JSON_TYPES[field.dtype]:
+        if value is not None and (type(value) not in _JSON_TYPES[field.dtype] or _is_misspelt(field.dtype, value)):
             return f"field {field.name}: {_complaint(field, value)}"
     return ""
+
+
+def _is_misspelt(dtype: Dtype, value: Any) -> bool:
+    """Whether a value of the right JSON type is surely one that the parser refuses."""
+    if dtype in _INTEGERS:
+        if type(value) is Decimal:
+            nearest = float(value)
+            if not nearest.is_integer() or abs(nearest) >= _EXACT_IN_FLOAT64:
+                return True
+            value = nearest
+        bounds = np.iinfo(STORAGE[dtype].type)  # type: ignore[type-var]
+        return not bounds.min <= value <= bounds.max
+    try:
+        if dtype == "UnixTimestamp":
+            parse_instants(pa.array([value], pa.string()))
+        elif dtype == "Bytes":
+            _from_base64(value)
+    except (pa.ArrowInvalid, binascii.Error):
+        return True
+    except UnicodeEncodeError:
+        pass  # half of a surrogate pair: the parser says so of the whole message
+    return False
 
 
 def _parse(fields: tuple[Field, ...], lines: bytes, count: int) -> pa.Table | None:

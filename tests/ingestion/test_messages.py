@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingestion import messages
 from ingestion.messages import TOMBSTONE, Decoded, decode, view_rows
 from tally.columns import column
 from tally.errors import DataError
@@ -146,6 +147,49 @@ def test_a_whole_batch_of_bad_messages() -> None:
     assert {i: f'field i: "{i}" is not Int64' for i in range(300)} == decoded.bad
 
 
+@pytest.mark.parametrize("value", ['"01/02/2013 10:00"', '"2013-13-01T00:00:00Z"'], ids=["another form", "no month"])
+@pytest.mark.parametrize("others", [b"{}", b'{"i":1.0}'])
+def test_a_producer_whose_values_all_fail_costs_no_parse_for_each(
+    monkeypatch: pytest.MonkeyPatch, value: str, others: bytes
+) -> None:
+    """Times of another form, fractions for integers and broken base64 show without the parser, as values of another type do."""
+    parse, calls = messages._parse, []
+    monkeypatch.setattr(messages, "_parse", lambda *arguments: (calls.append(1), parse(*arguments))[1])
+    bad = [f'{{"t":{value}}}', '{"i":1.5}', '{"i":9223372036854775808}', '{"n":2147483648}', '{"y":"a"}']
+    decoded = decode(FIELDS, [text.encode() for text in bad for _ in range(100)] + [others] * 100)
+
+    assert sorted(decoded.bad) == list(range(500))
+    assert len(calls) < 50
+
+
+NUMBERS = st.sampled_from(
+    ["1.0", "1e2", "1e-400", "1e400", "-0", "-0.0", "0.5", "1.0000000000000000001", "0.99999999999999999999", "1e19"]
+    + [f"{sign}{whole}{end}" for sign in ("", "-") for end in ("", ".0", "e0", ".5") for whole in (2**31 - 1, 2**31)]
+    + [f"{sign}{whole}{end}" for sign in ("", "-") for end in ("", ".0") for whole in (2**53 - 1, 2**53, 2**53 + 1)]
+    + [f"{sign}{whole}" for sign in ("", "-") for whole in (2**63 - 1, 2**63, 2**63 + 1, 10**30)]
+)
+TIMES = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["2013-01-01", "2013-1-1", "0000-01-01", "9999-12-31", "2013-02-29", "20130101", "", "1"]),
+        st.sampled_from(["", "T", " ", "t"]),
+        st.sampled_from(["", "00", "24", "10:20", "10:20:30", "10:20:60", "102030", "10:20:30.", "10:20:30.1234567"]),
+        st.sampled_from(["", "Z", "z", "+02", "+02:00", "-0230", "+25:00", " ", "\\u0000", "\\ud800", "é"]),
+    ),
+).map(lambda text: f'"{text}"')
+TEXTS = st.sampled_from(['"aGk="', '"aGk"', '"a"', '""', '" aGk="', '"aG k="', '"é"', '"\\ud800"', '"a-_="'])
+
+
+@settings(max_examples=400)
+@given(st.dictionaries(st.sampled_from("intyfhs"), st.one_of(NUMBERS, TIMES, TEXTS), max_size=3))
+def test_a_neighbour_of_a_bad_message_is_read_as_alone(fields: dict[str, str]) -> None:
+    """What is found bad without the parser is what the parser refuses, however a number or a time is spelt."""
+    message = "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
+    alone, together = decode(FIELDS, [message.encode()]), decode(FIELDS, [message.encode(), b'{"i":"x"}'])
+
+    assert _bits(alone, 0) == _bits(together, 0)
+
+
 def _bits(decoded: Decoded, row: int) -> list[Any]:
     cells = []
     for values in decoded.columns.values():
@@ -185,11 +229,11 @@ _mangled = st.builds(
 
 @settings(max_examples=400)
 @given(st.lists(st.one_of(_spelt, _spelt, _garbage, _mangled), max_size=12))
-def test_a_message_is_read_the_same_alone_and_in_a_batch(messages: list[bytes | None]) -> None:
+def test_a_message_is_read_the_same_alone_and_in_a_batch(some: list[bytes | None]) -> None:
     """Whatever is in the batch, each message has the bits and the reason that it has alone; garbage never crashes."""
-    together = decode(FIELDS, messages)
+    together = decode(FIELDS, some)
 
-    for row, message in enumerate(messages):
+    for row, message in enumerate(some):
         assert _bits(decode(FIELDS, [message]), 0) == _bits(together, row)
 
 
@@ -235,12 +279,12 @@ def test_view_rows_refuses_a_dtype_that_the_definition_does_not_have() -> None:
 def test_view_rows_counts_rows_without_key_or_time() -> None:
     """Rows without an entity key or an event timestamp are refused, with their reasons."""
     view = plans.latest_stream_view()
-    messages = [
+    landed = [
         b'{"event_timestamp":"2013-01-01T00:00:00Z","carrier":"UA"}',
         b'{"carrier":"UA"}',
         b'{"event_timestamp":"2013-01-01T00:00:00Z"}',
     ]
-    columns, accepted, reasons = view_rows(view, None, decode(plans.MESSAGE, messages).columns, 3)
+    columns, accepted, reasons = view_rows(view, None, decode(plans.MESSAGE, landed).columns, 3)
 
     assert accepted.tolist() == [True, False, False]
     assert reasons == {
