@@ -93,6 +93,8 @@ def _conform(dtype: Dtype, array: pa.Array) -> pa.Array:
     if pa.types.is_null(kind):
         return pa.nulls(len(array), wanted)
     exact = pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+    if dtype in ("Float64", "Float32") and pa.types.is_decimal(kind):
+        return array.cast(pa.string()).cast(wanted)  # Arrow's own cast multiplies by a rounded power of ten
     if dtype in ("Float64", "Float32") and (exact or pa.types.is_floating(kind)):
         return _without_nan(array.cast(wanted, safe=False))
     if dtype in ("Int64", "Int32") and (exact or pa.types.is_floating(kind)):

@@ -73,7 +73,7 @@ class LandingTable(Extraction):
         watermark, values = _case(old.offsets)
         sql = (
             f'SELECT {_PARTITION} AS "p", {_OFFSET} > {watermark} AS "fresh", COUNT(*) AS "n", MAX({_OFFSET}) AS "last" '
-            f"FROM {self.table_name} WHERE {_TOPIC} = %s GROUP BY 1, 2"
+            f"FROM {self.table_name} WHERE {_TOPIC} = ? GROUP BY 1, 2"
         )
         fresh: dict[int, int] = {}
         behind: dict[int, int] = {}
@@ -95,13 +95,13 @@ class LandingTable(Extraction):
         # Up to the offsets that were counted: what lands meanwhile is the next run's.
         lower, lower_values = _case(old.offsets)
         upper, upper_values = _case(offsets)
-        again = f" OR {_PARTITION} IN ({', '.join(['%s'] * len(late))})" if late else ""
+        again = f" OR {_PARTITION} IN ({', '.join('?' * len(late))})" if late else ""
         sql = (
             f'SELECT {_PARTITION} AS "p", {_OFFSET} AS "o", '
             'COALESCE("RECORD_METADATA":"CreateTime"::bigint, "RECORD_METADATA":"LogAppendTime"::bigint) AS "c", '
             '"RECORD_METADATA":"SnowflakeConnectorPushTime"::bigint AS "l", '
             f'{_FOR_VIEW} AS "v", TO_JSON("RECORD_CONTENT") AS "content" '
-            f"FROM {self.table_name} WHERE {_TOPIC} = %s AND {_OFFSET} <= {upper} "
+            f"FROM {self.table_name} WHERE {_TOPIC} = ? AND {_OFFSET} <= {upper} "
             f"AND ({_OFFSET} > {lower}{again}) ORDER BY 1, 2"
         )
         numbers = tuple(Field(name, "Int64") for name in ("p", "o", "c", "l"))
@@ -173,7 +173,7 @@ def _case(by_partition: Mapping[int, int]) -> tuple[str, list[int]]:
     """SQL for the bound of a row's partition, -1 for others, and the values to bind to it."""
     if not by_partition:
         return "-1", []
-    branches = " ".join(["WHEN %s THEN %s"] * len(by_partition))
+    branches = " ".join(["WHEN ? THEN ?"] * len(by_partition))
     return f"CASE {_PARTITION} {branches} ELSE -1 END", [value for pair in by_partition.items() for value in pair]
 
 

@@ -60,7 +60,9 @@ def ingest(
 
 def _connect(connect_args: Mapping[str, Any]) -> Any:
     try:
-        return snowflake.connector.connect(**connect_args)
+        # Bound by the server, so that a % in a name is a % in a name; and numbers with a scale as decimals: as doubles some
+        # of them would be rounded twice, and which ones would depend on how a chunk of the result was encoded.
+        return snowflake.connector.connect(**connect_args, paramstyle="qmark", arrow_number_to_decimal=True)
     except snowflake.connector.errors.Error as error:
         account = connect_args.get("account", "")
         raise UnavailableError(

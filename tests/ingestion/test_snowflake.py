@@ -23,6 +23,7 @@ from ingestion.snowflake import ingest
 from tally.errors import ArgumentError, DataError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, Source, View, hashed_view
 from tests.ingestion import plans
+from tests.views import latest_view
 
 NOON = "2013-01-01T12:00:00Z"
 
@@ -275,10 +276,15 @@ def row(origin: str, created: str | None, temp: float | None = 1.0, reading: int
     return origin, "2013-01-01 12:00:00", None if created is None else f"2013-01-01 {created}", temp, reading
 
 
+def stored(uri: Path) -> list[dict[str, Any]]:
+    """Every row that the store has, by origin."""
+    found: list[dict[str, Any]] = DeltaTable(str(uri / "weather")).to_pyarrow_table().to_pylist()
+    return sorted(found, key=lambda one: str(one["origin"]))
+
+
 def origins(uri: Path) -> list[str]:
     """The origin of every row that the store has."""
-    found: list[str] = DeltaTable(str(uri / "weather")).to_pyarrow_table()["origin"].to_pylist()
-    return sorted(found)
+    return [one["origin"] for one in stored(uri)]
 
 
 def test_warehouse_rows_keep_their_values(weather: Any, take: Any, tmp_path: Path) -> None:
@@ -328,6 +334,116 @@ def test_deleted_rows_go(weather: Any, run: Any, take: Any, tmp_path: Path) -> N
 
     assert take(WEATHER, "weather").whole
     assert origins(tmp_path) == ["B"]
+
+
+def test_rows_that_are_gone_at_the_watermark(weather: Any, run: Any, take: Any, tmp_path: Path) -> None:
+    """A deletion or a change of the newest rows, or of one without a time, makes the table be read whole."""
+    weather(row("A", "12:00:00"), row("B", "13:00:00"), row("C", "13:00:00"), row("N", None))
+    take(WEATHER, "weather")
+
+    run("UPDATE \"WEATHER\" SET TEMP = 2.0 WHERE ORIGIN = 'C'")
+    assert take(WEATHER, "weather").whole
+    assert [one["temp"] for one in stored(tmp_path)] == [1.0, 1.0, 2.0, 1.0]
+    run("DELETE FROM \"WEATHER\" WHERE ORIGIN = 'B'")
+    weather(row("D", "14:00:00"))
+    assert take(WEATHER, "weather").whole
+    run("DELETE FROM \"WEATHER\" WHERE ORIGIN = 'N'")
+    assert take(WEATHER, "weather").whole
+    assert origins(tmp_path) == ["A", "C", "D"]
+    run('DELETE FROM "WEATHER"')
+    assert (take(WEATHER, "weather").whole, origins(tmp_path)) == (True, [])
+    assert take(WEATHER, "weather").rows == 0
+
+
+def test_a_table_that_is_made_anew(weather: Any, run: Any, take: Any, tmp_path: Path) -> None:
+    """Rows that all have the time of their load are replaced by those of the next load, as many or not."""
+    weather(row("A", "12:00:00"), row("B", "12:00:00"))
+    take(WEATHER, "weather")
+    run('DELETE FROM "WEATHER"')
+    weather(row("A", "13:00:00"), row("C", "13:00:00"))
+
+    assert take(WEATHER, "weather").whole
+    assert origins(tmp_path) == ["A", "C"]
+
+
+def test_zeros_at_the_watermark_keep_their_signs(weather: Any, run: Any, take: Any, tmp_path: Path) -> None:
+    """A row with -0.0 is not the one with 0.0 that is there already."""
+    weather(("A", "2013-01-01 00:00:00", "2013-01-01 12:00:00", 0.0, None))
+    take(WEATHER, "weather")
+    run('DELETE FROM "WEATHER"')
+    for temp in ("'-0.0'::FLOAT", "0.0"):
+        run(f"INSERT INTO \"WEATHER\" VALUES ('A', '2013-01-01', '2013-01-01 12:00:00', {temp}, NULL, NULL)")
+    take(WEATHER, "weather")
+
+    assert sorted(one["temp"].hex() for one in stored(tmp_path)) == ["-0x0.0p+0", "0x0.0p+0"]
+
+
+def test_days_tell_what_is_new(run: Any, take: Any, tmp_path: Path) -> None:
+    """Rows of the newest day are taken at once, and those that come on it later, where the column holds dates."""
+    run(
+        'CREATE TABLE "WEATHER" (ORIGIN VARCHAR, EVENT_TIMESTAMP DATE, CREATED DATE, TEMP INT, READING INT, SKY VARCHAR)'
+    )
+    for origin, day in (("A", "2013-01-01"), ("B", "2013-01-02")):
+        run("INSERT INTO \"WEATHER\" VALUES (%s, '2013-01-01', %s, 1, 1, NULL)", (origin, day))
+    assert take(WEATHER, "weather").rows == 2
+    for origin, day in (("C", "2013-01-02"), ("D", "2013-01-03")):
+        run("INSERT INTO \"WEATHER\" VALUES (%s, '2013-01-01', %s, 1, 1, NULL)", (origin, day))
+
+    assert take(WEATHER, "weather").rows == 2
+    assert take(WEATHER, "weather").rows == 0
+    assert [one["created"].day for one in stored(tmp_path)] == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("VARCHAR", "2013-01-01"), ("NUMBER(38,0)", 1_357_000_000)])
+def test_a_column_that_is_no_time_tells_nothing(run: Any, take: Any, kind: str, value: Any) -> None:
+    """The error names it and says what the source wants instead."""
+    run(
+        f'CREATE TABLE "WEATHER" (ORIGIN VARCHAR, EVENT_TIMESTAMP TIMESTAMP_NTZ, CREATED {kind}, TEMP FLOAT, READING INT, SKY VARCHAR)'
+    )
+    run("INSERT INTO \"WEATHER\" VALUES ('A', '2013-01-01', %s, 1, 1, NULL)", (value,))
+
+    with pytest.raises(
+        DataError, match=r"Column created of \"WEATHER\" holds \w+ values, .* give source weather a column"
+    ):
+        take(WEATHER, "weather")
+
+
+def test_the_end_of_time(weather: Any, take: Any, tmp_path: Path) -> None:
+    """The last microsecond that Snowflake knows, which some write for "for ever", is a time as any other."""
+    weather(("A", "9999-12-31 23:59:59.999999", "9999-12-31 23:59:59.999999", 1.0, None), row("B", "12:00:00"))
+
+    assert take(WEATHER, "weather").rows == 2
+    assert take(WEATHER, "weather").rows == 0
+    assert origins(tmp_path) == ["A", "B"]
+
+
+def test_numbers_with_a_scale_become_the_nearest_float(run: Any, take: Any, tmp_path: Path) -> None:
+    """As the same number in a message or a request would; one in eight was off by its last bit."""
+    run(
+        'CREATE TABLE "WEATHER" (ORIGIN VARCHAR, EVENT_TIMESTAMP TIMESTAMP_NTZ, CREATED TIMESTAMP_NTZ, TEMP NUMBER(12,2), '
+        "READING NUMBER(12,2), SKY VARCHAR)"
+    )
+    run("INSERT INTO \"WEATHER\" VALUES ('A', '2013-01-01', '2013-01-01', 77401782.21, 7.00, NULL)")
+    take(WEATHER, "weather")
+
+    assert [(one["temp"].hex(), one["reading"]) for one in stored(tmp_path)] == [((77401782.21).hex(), 7)]
+
+
+def test_names_with_a_percent_sign(run: Any, take: Any, tmp_path: Path) -> None:
+    """They are no places for values, in a table's name as in a column's."""
+    source = dataclasses.replace(plans.BATCH, table="RATES %s")
+    view = latest_view("rates", source, [Field("origin", "String")], [Field("pct%", "Float64")])
+    with_connection = (
+        'DROP TABLE IF EXISTS "RATES %s"',
+        'CREATE TABLE "RATES %s" (ORIGIN VARCHAR, EVENT_TIMESTAMP TIMESTAMP_NTZ, CREATED TIMESTAMP_NTZ, "PCT%" FLOAT)',
+        "INSERT INTO \"RATES %s\" VALUES ('A', '2013-01-01', '2013-01-01', 1.5)",
+    )
+    for statement in with_connection:
+        run(statement)
+    plan = Plan("flights", (source,), (view,), (), ())
+
+    assert (take(plan, "weather").rows, take(plan, "weather").rows) == (1, 0)
+    assert [one["pct%"] for one in stored(tmp_path)] == [1.5]
 
 
 def test_an_empty_warehouse_table(weather: Any, take: Any, tmp_path: Path) -> None:
