@@ -22,10 +22,9 @@ from ingestion.patience import Patience
 from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.stream import Counts
 from tally.columns import Column
-from tally.events import FOR_VIEW, UNKNOWN_TIME
+from tally.events import FOR_VIEW, create_times
 from tally.functions import Transformation, load
 from tally.plan import Plan, Source, View
-from tally.time import MILLISECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Applier:
         values = list(map(Message.value, messages))
         stamps = map(Message.timestamp, messages)
         times = np.fromiter(map(itemgetter(1), stamps), np.int64, len(messages))  # ms, -1: not known
-        create_time = np.where(times < 0, UNKNOWN_TIME, times * MILLISECOND)
+        create_time = create_times(times)
         only_for = _only_for(messages)
         letters: list[tuple[int, Letter]] = []
         for schema in dict.fromkeys(schema_of(reader.source) for reader in readers):

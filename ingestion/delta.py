@@ -24,12 +24,25 @@ _THREADS: Final = 4
 # The runtime, made when the first table is used, has a thread for each core: on a machine with one core that would be for ever.
 os.environ.setdefault("TOKIO_WORKER_THREADS", str(max(_THREADS, os.cpu_count() or 1)))
 _WRITER: Final = "tally-ingest"
+UNREADABLE: Final = (DeltaError, OSError, pa.ArrowException)
+"""What is raised where the files of a table are away or damaged."""
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_BACKTRACE: Final = re.compile(r"\n +\d+: .*", re.DOTALL)
 
 
 def told(error: Exception) -> str:
-    """What delta-rs or Arrow says, on one line: it draws trees of reasons, in colours."""
-    return " ".join(_COLOURS.sub("", str(error)).replace("\N{DOWNWARDS ARROW WITH TIP RIGHTWARDS}", ": ").split())
+    """What delta-rs or Arrow says, on one line: it draws trees of reasons, in colours, and adds backtraces."""
+    text = _BACKTRACE.sub("", _COLOURS.sub("", str(error)))
+    return " ".join(text.replace("\N{DOWNWARDS ARROW WITH TIP RIGHTWARDS}", ": ").split())
+
+
+def unreadable(table: str, error: Exception) -> UnavailableError:
+    """The error for a table (its address) whose files are away or damaged."""
+    return UnavailableError(
+        f"The offline table {table} cannot be read ({told(error)}); check TALLY_OFFLINE_URI, and rights there. If files of it "
+        "are gone (VACUUM deletes those of earlier versions) or damaged, read a later version or put them back; or move its "
+        "folder away and run tally ingest, which makes it anew."
+    )
 
 
 def table_uri(offline_uri: str, name: str) -> str:
@@ -52,9 +65,7 @@ def open_table(offline_uri: str, name: str) -> DeltaTable | None:
             ) from error
         return None
     except (DeltaError, OSError) as error:
-        raise UnavailableError(
-            f"The offline table {table_uri(offline_uri, name)} cannot be read ({told(error)}); check TALLY_OFFLINE_URI."
-        ) from error
+        raise unreadable(table_uri(offline_uri, name), error) from error
 
 
 def open_version(offline_uri: str, name: str, version: int | None) -> DeltaTable:
@@ -75,7 +86,9 @@ def open_version(offline_uri: str, name: str, version: int | None) -> DeltaTable
     try:
         table.load_as_version(version)
     except DeltaError as error:
-        raise DataError(f"Version {version} of offline table {name} is no longer kept ({error}).") from error
+        raise DataError(
+            f"Version {version} of offline table {name} is no longer kept ({told(error)}); choose a later one, up to {newest}."
+        ) from error
     return table
 
 
@@ -109,16 +122,16 @@ def read_columns(table: DeltaTable, columns: Iterable[str], condition: Any = Non
         # Little is read ahead: what is read is copied at once, and its memory is used again for what is read next.
         scanner = dataset.scanner(columns=list(columns), filter=condition, batch_readahead=2, fragment_readahead=1)
         return gathered(scanner.projected_schema, scanner.to_batches(), at_most)
-    except (DeltaError, OSError) as error:
-        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({told(error)}).") from error
+    except UNREADABLE as error:
+        raise unreadable(f"{table.table_uri} (version {table.version()})", error) from error
 
 
 def count_rows(table: DeltaTable, condition: Any = None) -> int:
     """How many rows there are for which `condition` (a pyarrow expression) holds. Raises UnavailableError."""
     try:
         return int(table.to_pyarrow_dataset().count_rows(filter=condition))
-    except (DeltaError, OSError) as error:
-        raise UnavailableError(f"The offline table {table.table_uri} cannot be read ({told(error)}).") from error
+    except UNREADABLE as error:
+        raise unreadable(f"{table.table_uri} (version {table.version()})", error) from error
 
 
 def rows_table(
@@ -193,7 +206,7 @@ def write_table(
                 f"run again: tally ingest {name}"
             ) from error
         raise UnavailableError(
-            f"The offline table {uri} cannot be written ({told(error)}); check TALLY_OFFLINE_URI."
+            f"The offline table {uri} cannot be written ({told(error)}); check TALLY_OFFLINE_URI, and room and rights there."
         ) from error
     return DeltaTable(uri).version()
 

@@ -1,15 +1,16 @@
 """Landing tables, as Snowflake's Kafka connector makes them: messages, decoded, each event once.
 
 They are read beyond the greatest offset landed per partition. The connector may land an older offset late, or one twice: rows
-up to the watermark are counted, and a partition whose count has grown is read again and held against what is there;
-(partition, offset) decides what is the same event.
+up to the watermark are counted, and their offsets summed. Where either is another than it was (rows came, or old ones were
+deleted, or both), the partition's offsets are held against those that are here; (partition, offset) decides what is the same
+event.
 """
 
 # ruff: noqa: S608 - identifiers cannot be bound: they are quoted (`quoted`); every value is bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -26,13 +27,27 @@ from ingestion.delta import open_table, read_columns, write_table
 from ingestion.extraction import Extraction, Ingested
 from ingestion.offline import IDENTITY, OFFSET, PARTITION, REJECTED, Extracted, rejected_name, source_hash
 from tally.errors import DataError
-from tally.events import FOR_VIEW
+from tally.events import FOR_VIEW, UNKNOWN_TIME, create_times
 from tally.plan import Field
 
 _PARTITION: Final = '"RECORD_METADATA":"partition"::int'
 _OFFSET: Final = '"RECORD_METADATA":"offset"::bigint'
 _TOPIC: Final = '"RECORD_METADATA":"topic"::varchar'
 _FOR_VIEW: Final = f'"RECORD_METADATA":"headers"."{FOR_VIEW}"::varchar'
+
+_Seen = tuple[int, int]
+"""(number of rows, sum of their offsets)."""
+_NONE: Final[_Seen] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """Offsets of a partition that landed behind its watermark, rising; `rows` lie in the table from the first to the last."""
+
+    offsets: NDArray[np.int64]
+    first: int
+    last: int
+    rows: int
 
 
 @dataclass
@@ -53,12 +68,16 @@ class LandingTable(Extraction):
             self.column(name, existing)
         old = self.known or Extracted("", {}, {}, None)
         fresh, behind, newest = self._count(old)
-        late = [partition for partition, count in behind.items() if count > old.landed.get(partition, 0)]
         offsets = old.offsets | newest
-        landed = {p: behind.get(p, 0) + fresh.get(p, 0) for p in offsets}
-        knows = Extracted(source_hash(self.plan, self.source), offsets, landed, None)
-        total = sum(fresh.values()) + sum(behind[partition] for partition in late)
-        if self.table is not None and self.known is not None and total == 0:
+        landed, sums = (
+            {p: behind.get(p, _NONE)[i] + fresh.get(p, _NONE)[i] for p in offsets} for i in range(len(_NONE))
+        )
+        changed = [p for p, seen in behind.items() if seen != (old.landed.get(p, 0), old.sums.get(p, 0))]
+        late = {p: found for p in changed if (found := self._late(p, old.offsets[p])) is not None}
+        knows = Extracted(source_hash(self.plan, self.source), offsets, landed, None, sums)
+        total = sum(count for count, _ in fresh.values()) + sum(one.rows for one in late.values())
+        as_before = (landed, sums) == (old.landed, old.sums)
+        if self.table is not None and self.known is not None and total == 0 and as_before:
             return self._ingested(self.table.version(), offsets)
         schema = pa.schema([*IDENTITY, *schema_of(self.source.message)])
         version = self.write(schema, self._batches(old, offsets, late, total), knows)
@@ -68,34 +87,36 @@ class LandingTable(Extraction):
         rejected = sum(batch.num_rows for batch in self.rejected)
         return Ingested(self.source.name, self.rows, rejected, self.duplicates, version, offsets, self.known is None)
 
-    def _count(self, old: Extracted) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    def _count(self, old: Extracted) -> tuple[dict[int, _Seen], dict[int, _Seen], dict[int, int]]:
         """(rows beyond the watermark, rows up to it, greatest offset beyond it) per partition."""
         watermark, values = _case(old.offsets)
         sql = (
-            f'SELECT {_PARTITION} AS "p", {_OFFSET} > {watermark} AS "fresh", COUNT(*) AS "n", MAX({_OFFSET}) AS "last" '
-            f"FROM {self.table_name} WHERE {_TOPIC} = ? GROUP BY 1, 2"
+            f'SELECT {_TOPIC} AS "t", {_PARTITION} AS "p", {_OFFSET} > {watermark} AS "fresh", COUNT(*) AS "n", '
+            f'SUM({_OFFSET}) AS "sum", MIN({_OFFSET}) AS "first", MAX({_OFFSET}) AS "last" '
+            f"FROM {self.table_name} WHERE {_TOPIC} = ? OR {_TOPIC} IS NULL GROUP BY 1, 2, 3"
         )
-        fresh: dict[int, int] = {}
-        behind: dict[int, int] = {}
+        fresh: dict[int, _Seen] = {}
+        behind: dict[int, _Seen] = {}
         newest: dict[int, int] = {}
-        for partition, is_fresh, count, last in self.query(sql, (*values, self.source.topic)):
-            if partition is None or last is None:
+        for topic, partition, is_fresh, count, total, first, last in self.query(sql, (*values, self.source.topic)):
+            if topic is None or partition is None or first is None or first < 0:
                 raise DataError(
-                    f"{count} rows of {self.table_name} have no partition or no offset in RECORD_METADATA, so the same event "
-                    "could not be told from another; delete them, or have the connector write its metadata."
+                    f"{count} rows of {self.table_name} have no topic, partition or offset of Kafka's in RECORD_METADATA, so "
+                    "the same event could not be told from another; delete them, or have the connector write its metadata."
                 )
-            (fresh if is_fresh else behind)[int(partition)] = int(count)
+            (fresh if is_fresh else behind)[int(partition)] = (int(count), int(total))
             if is_fresh:
                 newest[int(partition)] = int(last)
         return fresh, behind, newest
 
     def _batches(
-        self, old: Extracted, offsets: dict[int, int], late: Sequence[int], total: int
+        self, old: Extracted, offsets: dict[int, int], late: Mapping[int, _Late], total: int
     ) -> Iterator[pa.RecordBatch]:
         # Up to the offsets that were counted: what lands meanwhile is the next run's.
         lower, lower_values = _case(old.offsets)
         upper, upper_values = _case(offsets)
-        again = f" OR {_PARTITION} IN ({', '.join('?' * len(late))})" if late else ""
+        again = f" OR ({_PARTITION} = ? AND {_OFFSET} BETWEEN ? AND ?)" * len(late)
+        again_values = [value for partition, one in late.items() for value in (partition, one.first, one.last)]
         sql = (
             f'SELECT {_PARTITION} AS "p", {_OFFSET} AS "o", '
             'COALESCE("RECORD_METADATA":"CreateTime"::bigint, "RECORD_METADATA":"LogAppendTime"::bigint) AS "c", '
@@ -106,21 +127,36 @@ class LandingTable(Extraction):
         )
         numbers = tuple(Field(name, "Int64") for name in ("p", "o", "c", "l"))
         fields = (*numbers, Field("v", "String"), Field("content", "String"))
-        here = {partition: self._offsets_here(partition) for partition in late}
         done = 0
         last = (-1, -1)
-        for piece in self.slices(sql, (self.source.topic, *upper_values, *lower_values, *late), fields):
+        for piece in self.slices(sql, (self.source.topic, *upper_values, *lower_values, *again_values), fields):
             done += piece.num_rows
             partition, offset = (piece.column(name).to_numpy() for name in ("p", "o"))
             repeated = _repeats(partition, offset, last)
             self.duplicates += int(repeated.sum())
             last = (int(partition[-1]), int(offset[-1]))
             kept = ~repeated
-            for one, known in here.items():
-                kept &= ~((partition == one) & (offset <= old.offsets[one]) & np.isin(offset, known))
+            for number, one in late.items():
+                kept &= (partition != number) | (offset > old.offsets[number]) | np.isin(offset, one.offsets)
             yield from self._decoded(piece.filter(pa.array(kept)))
             self.progress(self.source.name, done, total)
         self._put_aside()
+
+    def _late(self, partition: int, watermark: int) -> _Late | None:
+        """What a partition has up to the watermark that is not here."""
+        sql = (
+            f'SELECT {_OFFSET} AS "o" FROM {self.table_name} WHERE {_TOPIC} = ? AND {_PARTITION} = ? AND {_OFFSET} <= ?'
+        )
+        values = (self.source.topic, partition, watermark)
+        pieces = [piece.column("o").to_numpy() for piece in self.slices(sql, values, [Field("o", "Int64")])]
+        if not pieces:
+            return None
+        there = np.concatenate(pieces)
+        missing = np.setdiff1d(there, self._offsets_here(partition))
+        if not len(missing):
+            return None
+        first, last = int(missing[0]), int(missing[-1])
+        return _Late(missing, first, last, int(((there >= first) & (there <= last)).sum()))
 
     def _offsets_here(self, partition: int) -> NDArray[np.int64]:
         assert self.table is not None
@@ -185,8 +221,9 @@ def _repeats(partition: NDArray[np.int64], offset: NDArray[np.int64], last: tupl
     return same
 
 
-def _from_millis(millis: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.multiply_checked(millis, 1000).cast(INSTANT)
+def _from_millis(millis: pa.ChunkedArray) -> pa.Array:
+    micros = create_times(pc.fill_null(millis, -1).to_numpy())
+    return pa.array(micros, pa.int64(), mask=micros == UNKNOWN_TIME).cast(INSTANT)
 
 
 def _without(batch: pa.RecordBatch, known: set[tuple[int, int]]) -> pa.RecordBatch:

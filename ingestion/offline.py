@@ -10,6 +10,7 @@ Each commit carries the extraction's watermark, and a hash of what the rows were
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -47,14 +48,15 @@ class Extracted:
     """What a commit says of the extraction that made it.
 
     `schema_hash` is `source_hash` of the definitions in use. For landing tables `offsets` is the greatest offset landed
-    per partition (bad messages included), and `landed` the number of rows that the warehouse had up to there, so that rows
-    which land late are noticed. For batch tables `instant` is the greatest created or event time (µs), None without any.
+    per partition (bad messages included), `landed` the number of rows that the warehouse had up to there, and `sums` the sum
+    of their offsets, so that rows which land late are noticed, also while old ones are deleted. For batch tables `instant` is the greatest created or event time (µs), None without any.
     """
 
     schema_hash: str
     offsets: dict[int, int]
     landed: dict[int, int]
     instant: int | None
+    sums: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
         """As the custom metadata of a commit."""
@@ -64,8 +66,10 @@ class Extracted:
     def from_metadata(text: str) -> Extracted:
         """From the text that `to_metadata` made."""
         document = json.loads(text)
-        offsets, landed = ({int(k): v for k, v in document[name].items()} for name in ("offsets", "landed"))
-        return Extracted(document["schema_hash"], offsets, landed, document["instant"])
+        offsets, landed, sums = (
+            {int(k): v for k, v in document.get(name, {}).items()} for name in ("offsets", "landed", "sums")
+        )
+        return Extracted(document["schema_hash"], offsets, landed, document["instant"], sums)
 
 
 def rejected_name(source: Source) -> str:
@@ -102,10 +106,15 @@ def source_hash(plan: Plan, source: Source) -> str:
 
 def extracted(table: DeltaTable, name: str) -> Extracted:
     """What the last extraction into this version of the table knew. Raises NotReadyError when no commit says."""
+    version = table.version()
     # The newest table's history: delta-rs numbers that of an older version wrongly. The newest commit comes first.
     for commit in DeltaTable(table.table_uri).history():
-        if commit["version"] <= table.version() and METADATA_KEY in commit:
+        if commit["version"] > version:
+            continue
+        if METADATA_KEY in commit:
             return Extracted.from_metadata(commit[METADATA_KEY])
+        if commit.get("operation") == "RESTORE":  # what had come after that version is gone again
+            version = int(commit["operationParameters"].get("version", -1))
     raise NotReadyError(
         f"No commit of offline table {name} carries an extraction's watermark; run: tally ingest --full {name}"
     )

@@ -10,11 +10,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake.exceptions import DeltaError
 
-from ingestion.delta import told
+from ingestion.delta import UNREADABLE, unreadable
 from ingestion.reading import Reading, Refused, Rows, first_of_each
-from tally.errors import UnavailableError
 
 BATCH_ROWS: Final = 1 << 17
 """How many rows Parquet is asked for at a time."""
@@ -40,10 +38,8 @@ def pieces_of(reading: Reading) -> list[Piece]:
             kept = fragment if reading.condition is None else fragment.subset(reading.condition)
             pieces += [Piece(fragment.path, group.id, group.num_rows) for group in kept.row_groups]
         return pieces
-    except (DeltaError, OSError, pa.ArrowException) as error:
-        raise UnavailableError(
-            f"The offline table {reading.table.table_uri} cannot be read ({told(error)})."
-        ) from error
+    except UNREADABLE as error:
+        raise unreadable(f"{reading.table.table_uri} (version {reading.table.version()})", error) from error
 
 
 def batches(reading: Reading, pieces: Sequence[Piece], at_least: int) -> Iterator[tuple[Rows, Refused]]:
@@ -55,10 +51,8 @@ def batches(reading: Reading, pieces: Sequence[Piece], at_least: int) -> Iterato
     while True:
         try:
             data = next(tables, None)
-        except (DeltaError, OSError, pa.ArrowException) as error:
-            raise UnavailableError(
-                f"The offline table {reading.table.table_uri} cannot be read ({told(error)})."
-            ) from error
+        except UNREADABLE as error:
+            raise unreadable(f"{reading.table.table_uri} (version {reading.table.version()})", error) from error
         if data is None:
             return
         yield reading.decode(data)

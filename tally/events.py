@@ -12,12 +12,19 @@ from numpy.typing import NDArray
 from tally.aggregates import CELLS, LONGEST_TEXT, storable, summable
 from tally.columns import Column
 from tally.plan import View
+from tally.time import MILLISECOND
 
 FOR_VIEW: Final = "tally-for-view"
 """A message with this header, the name of a view, counts for that view only: it is the replay of one that this view alone had
 refused (`ingestion.dead_letters`), and the others have counted the original."""
 UNKNOWN_TIME: Final = np.iinfo(np.int64).max
 """A CreateTime that nobody knows: no event is too far ahead of it."""
+
+
+def create_times(millis: NDArray[np.int64]) -> NDArray[np.int64]:
+    """CreateTimes (µs) of Kafka's, which are milliseconds; UNKNOWN_TIME for none (negative), or one that µs cannot hold."""
+    known = (millis >= 0) & (millis <= (UNKNOWN_TIME - 1) // MILLISECOND)
+    return np.where(known, np.where(known, millis, 0) * MILLISECOND, UNKNOWN_TIME)
 
 
 def refusals(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from ingestion.delta import open_table, rows_table, write_table
 from ingestion.offline import high_watermarks
@@ -129,6 +130,39 @@ def test_versions_and_watermarks(tmp_path: Path) -> None:
     for version in (3, -1):
         with pytest.raises(DataError, match=f"departures has versions 0 to 2, not {version}"):
             read_rows(plan, view, uri, version=version)
+
+
+def test_a_version_whose_files_were_vacuumed(tmp_path: Path) -> None:
+    """The error names table and version, in one line, and says what to do; the newest version is there."""
+    view = plans.latest_stream_view()
+    plan, uri = plans.plan_of(view), str(tmp_path)
+    for offset in range(2):
+        stored.put_messages(plan, plans.LANDING, uri, [message(0, offset, event_timestamp=NOON, carrier="UA")])
+    table = DeltaTable(f"{uri}/departures")
+    table.optimize.compact()
+    table.vacuum(0, enforce_retention_duration=False, dry_run=False)
+
+    assert len(read_rows(plan, view, uri).timestamp) == 2
+    with pytest.raises(
+        UnavailableError, match=r"departures/ \(version 1\) cannot be read .* read a later version"
+    ) as raised:
+        read_rows(plan, view, uri, version=1)
+    assert str(raised.value).isprintable()
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    """Of the data or of the log: the error names the table and says how to go on, without a library's traceback."""
+    view = plans.latest_stream_view()
+    plan, uri = plans.plan_of(view), str(tmp_path)
+    stored.put_messages(plan, plans.LANDING, uri, [message(0, 0, event_timestamp=NOON, carrier="UA")])
+    (data,) = tmp_path.glob("departures/*.parquet")
+    (commit,) = tmp_path.glob("departures/_delta_log/*.json")
+
+    for file in (data, commit):
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(UnavailableError, match=r"departures.* cannot be read .* move its folder away") as raised:
+            read_rows(plan, view, uri)
+        assert str(raised.value).isprintable()
 
 
 def test_a_table_of_another_message_is_refused(tmp_path: Path) -> None:

@@ -145,6 +145,74 @@ def test_an_older_offset_that_lands_late_is_not_lost(land: Any, take: Any, tmp_p
     assert take(STREAM, "departures").version == late.version
 
 
+def test_deletions_hide_no_late_offset(land: Any, run: Any, take: Any, tmp_path: Path) -> None:
+    """Old messages are deleted and one lands late between two runs: the table has no more rows than before, and one is new."""
+    land(*((0, offset, departure()) for offset in (0, 1, 2, 3, 5)), (0, 7, None))
+    take(STREAM, "departures")
+    run('DELETE FROM "FLIGHTS_DEPARTURES" WHERE RECORD_METADATA:offset::int < 2')
+    land((0, 4, departure()), (0, 6, None))
+    late = take(STREAM, "departures")
+
+    assert (late.rows, late.rejected, late.watermark, late.whole) == (1, 1, {0: 7}, False)
+    assert offsets(tmp_path) == [(0, offset) for offset in (0, 1, 2, 3, 4, 5)]
+    assert take(STREAM, "departures").version == late.version
+
+
+def test_deletions_alone_are_known_after_one_run(land: Any, run: Any, take: Any, tmp_path: Path) -> None:
+    """What is kept stays, and the next run has nothing to look at."""
+    land((0, 0, departure()), (0, 1, departure()), (1, 0, departure()))
+    first = take(STREAM, "departures")
+    run('DELETE FROM "FLIGHTS_DEPARTURES" WHERE RECORD_METADATA:offset::int = 0')
+
+    assert take(STREAM, "departures") == Ingested("departures", 0, 0, 0, first.version + 1, {0: 1, 1: 0}, whole=False)
+    assert take(STREAM, "departures").version == first.version + 1
+    land((1, 0, departure()))
+    assert take(STREAM, "departures").rows == 0
+    assert offsets(tmp_path) == [(0, 0), (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {"partition": 0, "offset": 1}, {"topic": "flights.departures", "offset": 1}]
+    + [{"topic": "flights.departures", "partition": 0, "offset": offset} for offset in (None, -1)],
+)
+def test_rows_that_do_not_say_which_event_they_are(land: Any, run: Any, take: Any, metadata: Any) -> None:
+    """As a connector lands them that was told to leave out metadata: refused, for else they would be missed by nobody."""
+    land((0, 0, departure()))
+    text = None if metadata is None else json.dumps(metadata)
+    run('INSERT INTO "FLIGHTS_DEPARTURES" SELECT PARSE_JSON(%s), PARSE_JSON(%s)', (text, json.dumps(departure())))
+
+    with pytest.raises(DataError, match=r"1 rows of .* have no topic, partition or offset of Kafka's"):
+        take(STREAM, "departures")
+
+
+def test_a_create_time_in_nanoseconds(land: Any, run: Any, take: Any, tmp_path: Path) -> None:
+    """A producer that mistakes the unit stops no extraction: what microseconds cannot hold is not known."""
+    land((0, 0, departure()))
+    metadata = {"topic": "flights.departures", "partition": 0, "offset": 1, "CreateTime": 1_700_000_000_000_000_000}
+    run(
+        'INSERT INTO "FLIGHTS_DEPARTURES" SELECT PARSE_JSON(%s), PARSE_JSON(%s)',
+        (json.dumps(metadata), json.dumps(departure())),
+    )
+    take(STREAM, "departures")
+    rows = DeltaTable(str(tmp_path / "departures")).to_pyarrow_table().sort_by("_offset").to_pylist()
+
+    assert [row["_create_time"] is None for row in rows] == [False, True]
+
+
+def test_what_a_restore_took_back_is_taken_again(land: Any, take: Any, tmp_path: Path) -> None:
+    """A table that was set back to an earlier version knows what that version knew."""
+    land((0, 0, departure()))
+    take(STREAM, "departures")
+    land((0, 1, departure()))
+    take(STREAM, "departures")
+    DeltaTable(str(tmp_path / "departures")).restore(0)
+
+    assert high_watermarks(STREAM, plans.LANDING, str(tmp_path)) == {0: 0}
+    assert take(STREAM, "departures").rows == 1
+    assert offsets(tmp_path) == [(0, 0), (0, 1)]
+
+
 def test_bad_messages_lie_beside_with_their_reasons(land: Any, take: Any, tmp_path: Path) -> None:
     """They count, move the watermark, and are found in a table of their own."""
     land((0, 0, departure()), (0, 1, None), (0, 2, {"flight": "x"}), (0, 3, "text"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tally.aggregates import CELLS, FUNCTIONS, output_dtype
 from tally.columns import Column, column
 from tally.dtypes import Dtype
-from tally.events import UNKNOWN_TIME, refusals
+from tally.events import UNKNOWN_TIME, create_times, refusals
 from tally.plan import Field, View
 from tally.tiles import Aggregation
 from tally.windows import Window
@@ -134,3 +134,10 @@ def test_events_too_far_ahead_of_their_message_are_refused(at: int, made: int, f
     assert accepted.tolist() == [fits]
     assert reasons == ({} if fits else {0: AHEAD})
     assert refusals(replace(VIEW, future_tolerance=10), columns)[0].tolist() == [True]
+
+
+def test_create_times() -> None:
+    """Milliseconds become microseconds; none, or one that int64 cannot hold, is not known, and wraps around to no other."""
+    longest = (2**63 - 2) // 1000
+    millis = np.array([0, 1, longest, longest + 1, 1_700_000_000_000_000_000, 2**63 - 1, -1, -(2**63)])
+    assert create_times(millis).tolist() == [0, 1000, longest * 1000, *[UNKNOWN_TIME] * 5]
