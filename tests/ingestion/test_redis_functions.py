@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,9 @@ from tally.columns import column
 from tally.errors import DataError, DefinitionMismatchError, StoredBytesError, UnavailableError
 from tally.layout import pack_tiles, plan_key, services_key, version_key
 from tally.plan import Field, Plan, Service, View, ViewUse, hashed_view
-from tally.time import SECOND
+from tally.tiles import Aggregation
+from tally.time import DAY, HOUR, MINUTE, SECOND
+from tally.windows import Window
 from tests import oracle
 from tests.faults.proxy import proxies
 from tests.ingestion import plans, streams
@@ -117,6 +120,21 @@ def test_a_delta_across_its_fence_is_cut(redis: Redis) -> None:
 
     assert counts == Counts(applied=2, duplicate=2 + 5, conflicts=2)
     assert stored(redis) == streams.expected_values(VIEW, messages)
+
+
+@pytest.mark.parametrize("newest", [0, -1, 1_357_000_000_000_000, 2**52, -(2**52), 2**53, 2**62, -(2**62)])
+def test_long_windows_hold_what_they_see(redis: Redis, newest: int) -> None:
+    """Of windows longer than 2^32 µs, too, the oldest tile is kept and the one before it is not, whatever the time."""
+    windows = (Window(2 * HOUR, 10 * MINUTE), Window(30 * DAY, DAY))
+    counts = tuple(Aggregation(f"count_{w.length}", "f", "Float64", "count", w, "Int64") for w in windows)
+    view = hashed_view(replace(VIEW, name="long", aggregations=counts), streams.SOURCE)
+    times = [newest, *(window.lower(newest) + by for window in windows for by in (-1, 0))]
+    messages = [Message(0, offset, {**message(0, 0).fields, "at": at}) for offset, at in enumerate(times)]
+
+    for one in messages:
+        deliver(redis, [[one]], view)
+
+    assert stored(redis, view) == streams.expected_values(view, messages)
 
 
 def test_too_late_events_are_counted(redis: Redis) -> None:
