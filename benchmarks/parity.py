@@ -26,7 +26,6 @@ from redis import Redis
 from benchmarks.definitions import KEY, MESSAGE
 from benchmarks.measure import Report, Result, Target
 from benchmarks.stream import DEADLINE, PARTITIONS, START, create, message, plan_of_topic, serve
-from demo.compare import differing
 from infra.local import embedded
 from infra.settings import Settings
 from ingestion.arrow import INSTANT, from_column
@@ -35,10 +34,10 @@ from ingestion.messages import decode
 from ingestion.offline import IDENTITY, Extracted, source_hash
 from ingestion.worker import run as run_worker
 from serving_client import FeatureClient
-from tally.columns import Column, column, concatenate
+from tally.columns import Column, column, concatenate, differing
 from tally.errors import UnavailableError
-from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Plan
+from tally.served import EVIDENCE_COLUMN
 from tally.time import MINUTE
 from training import training_set
 

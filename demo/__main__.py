@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from rich.table import Table
 
 from demo import flights
-from demo.compare import ViewParity, compare, differing
+from demo.compare import ViewParity, compare
 from demo.lookups import Served, serve
 from demo.messages import ARRIVALS, DEPARTURES, arrival_messages, arrival_times, departure_messages
 from demo.model import auc, matrix, numeric_features
@@ -37,10 +37,10 @@ from infra.local.snowflake_load import load_table
 from infra.repository import load_plan
 from infra.settings import Settings
 from ingestion.snowflake import ingest
-from tally.columns import Column
+from tally.columns import Column, differing
 from tally.errors import TallyError
-from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Plan
+from tally.served import EVIDENCE_COLUMN
 from tally.time import from_datetime
 from training import TrainingSet, build_training_set
 from training.join import Mode

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tally.columns import Column
-from tally.dtypes import VARIABLE_WIDTH
+from tally.columns import Column, differing
 from tally.plan import Service
 
 
@@ -21,23 +17,6 @@ class ViewParity:
     rows: int
     values: int
     differ: int
-
-
-def differing(one: Column, other: Column) -> NDArray[np.bool_]:
-    """Which rows of two columns differ: in being null, or in any bit of the value. Shape (n,).
-
-    Raises ValueError when dtypes or lengths differ, because then nothing was compared.
-    """
-    if one.dtype != other.dtype or len(one) != len(other):
-        raise ValueError(f"cannot compare {len(one)} {one.dtype} values with {len(other)} {other.dtype} values")
-    if one.dtype in VARIABLE_WIDTH:
-        unequal = one.values != other.values
-    else:
-        width = one.values.dtype.itemsize
-        bits = np.dtype(f"u{width}")
-        unequal = np.ascontiguousarray(one.values).view(bits) != np.ascontiguousarray(other.values).view(bits)
-    both = one.valid & other.valid
-    return np.asarray((one.valid != other.valid) | (both & unequal), np.bool_)
 
 
 def compare(service: Service, served: Mapping[str, Column], offline: Mapping[str, Column]) -> list[ViewParity]:

@@ -34,8 +34,10 @@ def pieces_of(reading: Reading) -> list[Piece]:
     """
     try:
         pieces: list[Piece] = []
-        for fragment in reading.table.to_pyarrow_dataset().get_fragments(filter=reading.condition):
-            kept = fragment if reading.condition is None else fragment.subset(reading.condition)
+        dataset = reading.table.to_pyarrow_dataset()
+        for fragment in dataset.get_fragments(filter=reading.condition):
+            # The table's schema, not the file's: files that delta-rs has rewritten have texts of another kind.
+            kept = fragment if reading.condition is None else fragment.subset(reading.condition, schema=dataset.schema)
             pieces += [Piece(fragment.path, group.id, group.num_rows) for group in kept.row_groups]
         return pieces
     except UNREADABLE as error:

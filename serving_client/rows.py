@@ -113,7 +113,7 @@ class FeatureRows:
         return [dict(zip(names, [piece[row] for piece in pieces], strict=True)) for row in range(len(self))]
 
     def evidence_json(self) -> list[str]:
-        """`evidence` as JSON texts, for a column named `tally.layout.EVIDENCE_COLUMN` in a log of served rows."""
+        """`evidence` as JSON texts, for a column named `tally.served.EVIDENCE_COLUMN` in a log of served rows."""
         return [json.dumps(one, separators=(",", ":")) for one in self.evidence]
 
     def items(self) -> dict[str, list[Any]]:

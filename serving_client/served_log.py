@@ -1,13 +1,7 @@
 """The log of served rows: what was asked, what was answered, and the evidence to replay it. Never on a request's way.
 
-A row of the log has
-
-- the service's keys and request fields, under their own names;
-- ``event_timestamp``: the instant of the answer, as in labels (``tally_as_of`` if the request has a column of that name);
-- ``served__<feature>``: the value that was answered;
-- ``tally_evidence``: what it was read from (`tally.layout.EVIDENCE_COLUMN`);
-- ``tally_status``: JSON of the features that were not simply present, by name;
-- ``tally_service`` and ``tally_definition``: the service's name and hash.
+A row of the log has the service's keys and request fields under their own names, the instant of the answer, the values
+that were answered, and the columns of `tally.served`.
 
 So a folder of logged rows is a table of labels: `training.build_training_set(..., visibility="as_served")` makes the same
 values again, beside those that were served.
@@ -33,15 +27,15 @@ from serving_client.lookup import Request
 from serving_client.rows import FeatureRows
 from serving_client.status import Status
 from tally.columns import Column, column, concatenate
-from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Service
-
-INSTANT_COLUMN: Final = "event_timestamp"
-STATUS_COLUMN: Final = "tally_status"
-SERVICE_COLUMN: Final = "tally_service"
-DEFINITION_COLUMN: Final = "tally_definition"
-SERVED: Final = "served__"
-"""What the names of answered features begin with: labels may not have columns that are called like features."""
+from tally.served import (
+    DEFINITION_COLUMN,
+    EVIDENCE_COLUMN,
+    SERVED,
+    SERVICE_COLUMN,
+    STATUS_COLUMN,
+    instant_column,
+)
 
 _log = logging.getLogger(__name__)
 _NAMES: Final = {int(status): status.name.lower() for status in Status}
@@ -233,7 +227,7 @@ def _logged(answer: _Offered) -> dict[str, Column]:
     moments = Column("UnixTimestamp", rows.as_of, np.ones(count, np.bool_))
     return {
         **answer.asked,
-        INSTANT_COLUMN if INSTANT_COLUMN not in answer.asked else "tally_as_of": moments,
+        instant_column(answer.service): moments,
         **{SERVED + name: values for name, values in rows.columns.items()},
         EVIDENCE_COLUMN: column("String", rows.evidence_json()),
         STATUS_COLUMN: column("String", _statuses(rows)),

@@ -113,6 +113,23 @@ def concatenate(columns: Sequence[Column]) -> Column:
     )
 
 
+def differing(one: Column, other: Column) -> Mask:
+    """Which rows of two columns differ: in being null, or in any bit of the value. Shape (n,).
+
+    Raises ValueError when dtypes or lengths differ, because then nothing was compared.
+    """
+    if one.dtype != other.dtype or len(one) != len(other):
+        raise ValueError(f"cannot compare {len(one)} {one.dtype} values with {len(other)} {other.dtype} values")
+    if one.dtype in VARIABLE_WIDTH:
+        unequal = one.values != other.values
+    else:
+        width = one.values.dtype.itemsize
+        bits = np.dtype(f"u{width}")
+        unequal = np.ascontiguousarray(one.values).view(bits) != np.ascontiguousarray(other.values).view(bits)
+    both = one.valid & other.valid
+    return np.asarray((one.valid != other.valid) | (both & unequal), np.bool_)
+
+
 def infer_dtype(array: Values) -> Dtype:
     """The logical dtype of an array that a user's function returned (it may be empty). Raises DataError for others."""
     kind, size = array.dtype.kind, array.dtype.itemsize

@@ -35,8 +35,6 @@ TILES_FORMAT: Final = 2
 HASH_BYTES: Final = 8
 LATEST_HEADER: Final = struct.Struct("<B8sqqq")
 TILES_HEADER: Final = struct.Struct("<B8sqH")
-EVIDENCE_COLUMN: Final = "tally_evidence"
-"""Column of a log of served rows: JSON of what each answer was read from (`serving_client`), for replays offline."""
 FENCE: Final = np.dtype([("partition", "<u4"), ("offset", "<i8")])
 _FENCE: Final = struct.Struct("<Iq")
 _HEAD: Final = np.dtype([("head", f"V{1 + HASH_BYTES}"), ("newest", "<i8"), ("fences", "<u2")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from tally_cli import errors
+from tally_cli.audit import audit
 from tally_cli.bootstrap import bootstrap
 from tally_cli.dlq import dlq
 from tally_cli.export import export
@@ -43,11 +44,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for panel, commands in {
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data in": (ingest, bootstrap, stream),
-    "Data out": (export, sizes),
+    "Data out": (export, audit, sizes),
     "Embedded services": (up, down, status),
-}.items():
+}
+for panel, commands in PANELS.items():
     for command in commands:
         app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(dlq, name="dlq", rich_help_panel="Data in")
@@ -85,11 +87,12 @@ def tally(
     feast -c feature_repo materialize-incremental 2013-12-01T00:00:00
     tally stream                    Kafka -> Redis, until stopped
     tally export SERVICE ...        a training set, as of each label's time
+    tally audit SERVED              what was served, replayed and compared
 
     REDIS_URL, KAFKA_BOOTSTRAP_SERVERS and SNOWFLAKE_ACCOUNT lead to services
     of your own; for those that are not set embedded ones are started.
 
-    Exit codes: 0 good, 1 failed work, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 good, 1 failed work or a difference found, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
     os.environ[errors.DEBUG_VARIABLE] = "1" if debug else ""
     logging.basicConfig(

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from tally_cli.errors import UsageError
 from tally_cli.output import bars, counts, say
-from tally_cli.repository import DEFAULT_REPO, Repo, open_plan
+from tally_cli.repository import DEFAULT_REPO, OfflineVersion, Repo, open_plan, version_of
 
 if TYPE_CHECKING:
     from training import TrainingSet
@@ -63,13 +63,7 @@ def export(
             "[dim](event_time)[/]"
         ),
     ] = None,
-    offline_version: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|TIME",
-            help="Read the offline tables as of this version, or as they were at this time (2013-12-01T10:00:00Z).",
-        ),
-    ] = None,
+    offline_version: OfflineVersion = None,
     from_manifest: Annotated[
         Path | None,
         typer.Option(
@@ -132,7 +126,7 @@ def export(
                 service=name,
                 repo=repo,
                 visibility=(visibility or Visibility.event_time).value,
-                offline_version=_version(offline_version),
+                offline_version=version_of(offline_version),
                 timestamp=timestamp or "event_timestamp",
                 memory=memory,
                 progress=partial(progress, name),
@@ -147,10 +141,6 @@ def export(
         say(f"  {what:<11} {text}")
     if from_manifest is not None:
         say(f"  {'again':<11} {_compared(then, written['sha256'])}")
-
-
-def _version(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _summary(dataset: TrainingSet, written: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,19 @@ Repo = Annotated[
     typer.Option("--repo", metavar="DIR", help="The feature repository, where feature_store.yaml is."),
 ]
 DEFAULT_REPO = Path("feature_repo")
+OfflineVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--offline-version",
+        metavar="N|TIME",
+        help="Read the offline tables as of this version, or as they were at this time (2013-12-01T10:00:00Z).",
+    ),
+]
+
+
+def version_of(text: str | None) -> int | str | None:
+    """An `OfflineVersion` as `training.build_training_set` takes it."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def open_plan(repo: Path) -> Plan:

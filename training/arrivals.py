@@ -10,7 +10,7 @@ from ingestion.delta import open_version
 from ingestion.offline import high_watermarks
 from ingestion.reading import unknown_arrivals
 from tally.errors import NotReadyError
-from tally.layout import EVIDENCE_COLUMN
+from tally.served import EVIDENCE_COLUMN
 from training.asks import Questions
 from training.evidence import greatest_fences
 from training.labels import LabelReader

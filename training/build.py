@@ -153,7 +153,7 @@ def training_set(
         reader,
         rows,
         offline_uri=offline_uri,
-        versions=_versions(plan, questions.service, offline_uri, offline_version),
+        versions=offline_versions(plan, questions.service, offline_uri, offline_version),
         limit=limit,
         client=client,
         progress=progress,
@@ -242,7 +242,8 @@ def _sources(plan: Plan, service: Service) -> list[str]:
     return list(dict.fromkeys(plan.view(use.view).source for use in service.views))
 
 
-def _versions(plan: Plan, service: Service, offline_uri: str, wanted: OfflineVersion) -> dict[str, int]:
+def offline_versions(plan: Plan, service: Service, offline_uri: str, wanted: OfflineVersion) -> dict[str, int]:
+    """The version of each source that `wanted` names (see `build_training_set`); a source without one is read as it is."""
     sources = _sources(plan, service)
     if wanted is None:
         return {}

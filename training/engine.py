@@ -47,7 +47,7 @@ def features(
     """The features of each label as of its instant, in the order of the labels.
 
     `labels` has every column of the service's keys (without nulls) and request; `as_of` is int64 µs. `evidence` is a JSON
-    text per label (`tally.layout.EVIDENCE_COLUMN`) and decides what was visible, in place of arrival times, in the mode
+    text per label (`tally.served.EVIDENCE_COLUMN`) and decides what was visible, in place of arrival times, in the mode
     "as_served". `versions` are those of the sources' tables. Views are joined on local threads; `progress` is called with
     (done, total) views.
 

@@ -19,8 +19,8 @@ from ingestion.arrow import TYPES, conform, to_column
 from tally.columns import Column
 from tally.dtypes import Dtype
 from tally.errors import DataError
-from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Field, Service
+from tally.served import EVIDENCE_COLUMN
 from training.digests import TableDigest
 
 _BATCH_ROWS: Final = 1 << 17
@@ -41,7 +41,7 @@ class Labels:
     """`table`: every label column, those that the service reads with the dtypes that it declares, times in UTC µs.
 
     `columns`: what the service reads, by name. `as_of`: int64 µs, one per row. `evidence`: the JSON texts of the column
-    `tally.layout.EVIDENCE_COLUMN`, where the labels have it. `digest`: of the table (`training.digests`). `path`: where
+    `tally.served.EVIDENCE_COLUMN`, where the labels have it. `digest`: of the table (`training.digests`). `path`: where
     they were read, None for those that came from memory. `notes`: sentences on what was taken for granted.
     """
 

@@ -28,7 +28,7 @@ from ingestion.reading import Refused
 from ingestion.scan import batches, refused_once
 from tally.columns import Column, concatenate
 from tally.errors import DataError
-from tally.layout import EVIDENCE_COLUMN
+from tally.served import EVIDENCE_COLUMN
 from training.asks import Questions
 from training.join import TiedRowsError
 from training.keys import partition_of

@@ -12,7 +12,8 @@ import redis
 from infra.local import embedded
 from infra.local.snowflake_load import connected, load_table
 from infra.settings import Settings
-from serving_client import FeatureClient
+from ingestion.materialize import materialize_view
+from serving_client import FeatureClient, ParquetSink, ServedLog
 from tally.layout import views_key
 from tests.cli.conftest import Tally, small_plan
 
@@ -41,14 +42,24 @@ def ride(minute: int, fare: str) -> str:
     return f'{{"city":"Rome","event_timestamp":"2023-11-15T00:{minute:02}:00Z","fare":{fare}}}'
 
 
-def test_ingest_bootstrap_export(
-    tally: Tally, repo: Path, tmp_path: Path, services: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From Snowflake to Redis and to a training set; what was new, doubled and unreadable is shown; a second run adds nothing."""
+@pytest.fixture
+def offline(
+    tally: Tally,  # noqa: ARG001 first, for it clears what is set here
+    tmp_path: Path,
+    services: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """An offline store that is not there yet, in an environment that leads to it and to the services."""
     for name, value in services.model_dump().items():
         if name.startswith(("snowflake_", "redis_")) and value:
             monkeypatch.setenv(name.upper(), getattr(value, "get_secret_value", lambda v=value: str(v))())
     monkeypatch.setenv("TALLY_OFFLINE_URI", str(tmp_path / "offline"))
+    return str(tmp_path / "offline")
+
+
+@pytest.mark.usefixtures("offline")
+def test_ingest_bootstrap_export(tally: Tally, repo: Path, tmp_path: Path, services: Settings) -> None:
+    """From Snowflake to Redis and to a training set; what was new, doubled and unreadable is shown; a second run adds nothing."""
     labels = pa.table(
         {
             "ride": ["late", "early"],
@@ -103,3 +114,40 @@ def test_ingest_bootstrap_export(
         assert store.hkeys(views_key(plan.project)) == [f"rides_by_city@{plan.view('rides_by_city').hash}".encode()]
         served = FeatureClient(store, plan.for_service("fare")).get([{"city": "Rome"}], as_of=MIDNIGHT + 2 * MINUTE)
     assert served.to_dict()["fare_sum_1h"] == [2.6]
+
+
+def test_audit(tally: Tally, repo: Path, tmp_path: Path, services: Settings, offline: str) -> None:
+    """What was served is replayed: equal, exit 0; a value that was changed in the log is found and shown, exit 1."""
+    plan = small_plan()
+    assert tally("ingest", "--repo", repo).code == 0
+    assert tally("bootstrap", "--repo", repo).code == 0
+    with redis.Redis.from_url(services.redis_url) as store, ServedLog(ParquetSink(tmp_path / "served")) as log:
+        materialize_view(plan, plan.view("weather"), offline, store, end=MIDNIGHT)
+        client = FeatureClient(store, plan.for_service("fare"), log=log)
+        client.get([{"city": "Rome"}, {"city": "Oslo"}], as_of=MIDNIGHT + 2 * MINUTE)
+    (path,) = (tmp_path / "served").rglob("*.parquet")
+
+    agrees = tally("audit", tmp_path / "served", "--repo", repo)
+    table = pq.read_table(path)
+    at = table.column_names.index("served__temp")
+    pq.write_table(table.set_column(at, "served__temp", pa.array([20.500000000000004, None])), path)
+    report = tmp_path / "audit.html"
+    differs = tally("audit", path, "--repo", repo, "--html", report, "--offline-version", "0")
+    pq.write_table(table.slice(0, 0), path)
+    nothing = tally("audit", path, "--repo", repo)
+    nowhere = tally("audit", path, "--repo", repo, "--html", tmp_path / "no" / "audit.html")
+
+    assert agrees.code == 0
+    assert f"fare {plan.service('fare').hash[:8]}: 2 of 2 rows compared" in agrees.out
+    assert "read        rides version 0, weather version 0" in agrees.out
+    assert "audit: 4 values compared, 0 differ" in agrees.out
+    assert differs.code == 1
+    assert "differ      1 values: unexplained" in differs.out
+    shown = next(line for line in differs.out.splitlines() if line.startswith("city=Rome"))
+    assert shown.split()[-3:] == ["temp", "20.500000000000004", "20.5"]
+    assert "audit: 4 values compared, 1 differ" in differs.out
+    assert "1 of 4 values differ" in report.read_text()
+    assert nothing.code == 1
+    assert "audit: nothing was compared" in nothing.out
+    assert nowhere.code == 2
+    assert "There is no folder" in nowhere.err

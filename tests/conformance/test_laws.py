@@ -21,8 +21,9 @@ from ingestion.reading import read_rows
 from ingestion.redis_store import publish_plan
 from serving_client import FeatureClient, FeatureRows
 from tally.errors import DataError, DefinitionMismatchError, NotReadyError
-from tally.layout import EVIDENCE_COLUMN, progress_key, unpack_tiles, views_key
+from tally.layout import progress_key, unpack_tiles, views_key
 from tally.plan import Plan
+from tally.served import EVIDENCE_COLUMN
 from tally.time import to_datetime
 from tests import oracle
 from tests.conformance.cases import DAY, FADING_TTL, Case, T, unanswerable

@@ -40,8 +40,8 @@ from serving_client.sinks import messages
 from tally.columns import column
 from tally.dtypes import Dtype
 from tally.errors import DataError, UnavailableError
-from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Field, Plan, hashed_service, hashed_view
+from tally.served import EVIDENCE_COLUMN
 from tests import redis_servers
 from tests.redis_servers import eventually
 from tests.serving_client import world

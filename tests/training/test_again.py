@@ -17,8 +17,8 @@ import pytest
 from deltalake import DeltaTable
 
 from tally.errors import DataError, DefinitionMismatchError, TallyError
-from tally.layout import EVIDENCE_COLUMN
 from tally.plan import Plan, hashed_service, hashed_view
+from tally.served import EVIDENCE_COLUMN
 from tally.time import HOUR, MINUTE, from_datetime, to_datetime
 from tests.training import stores
 from tests.training.stores import PLAN, SERVICE, departure, weather

@@ -12,7 +12,7 @@ import pytest
 from ingestion.delta import open_version
 from ingestion.reading import unknown_arrivals
 from tally.errors import NotReadyError
-from tally.layout import EVIDENCE_COLUMN
+from tally.served import EVIDENCE_COLUMN
 from tally.time import HOUR, MINUTE, from_datetime
 from tests.oracle import Event
 from tests.training import stores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -273,3 +275,16 @@ def test_a_container_may_have_less_than_its_machine(tmp_path: Path, monkeypatch:
     assert memory.memory_limit(None) == 1_200_000_000
     (tmp_path / "max").write_text("max\n")
     assert memory.memory_limit(None) > 1_200_000_000
+
+
+def test_tables_that_were_rewritten(offline_uri: str, tmp_path: Path) -> None:
+    """What delta-rs deletes from or compacts is written with other types of text; it is read like any other, both ways."""
+    uri = str(tmp_path / "offline")
+    shutil.copytree(offline_uri, uri)
+    labels = labels_frame(40)
+    expected = _spilled(labels, uri).to_arrow()
+    for name, column in (("departures", "carrier"), ("weather", "sky")):
+        DeltaTable(f"{uri}/{name}").optimize.compact()
+        DeltaTable(f"{uri}/{name}").update(updates={column: column})
+    for found in (_spilled(labels, uri), training_set(PLAN, labels, service=SERVICE, offline_uri=uri)):
+        assert found.to_arrow().replace_schema_metadata(None).equals(expected.replace_schema_metadata(None))

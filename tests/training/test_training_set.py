@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 
 import tally
 from tally.errors import DataError, NotReadyError, UnknownServiceError
-from tally.layout import EVIDENCE_COLUMN
+from tally.served import EVIDENCE_COLUMN
 from tally.time import HOUR, MINUTE, from_datetime
 from tests import oracle
 from tests.oracle import Event
