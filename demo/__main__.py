@@ -37,13 +37,10 @@ from infra.local.snowflake_load import load_table
 from infra.repository import load_plan
 from infra.settings import Settings
 from ingestion.snowflake import ingest
-from tally.columns import Column, differing
 from tally.errors import TallyError
 from tally.plan import Plan
-from tally.served import EVIDENCE_COLUMN
 from tally.time import from_datetime
-from training import TrainingSet, build_training_set
-from training.join import Mode
+from training import audit, build_training_set
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +78,22 @@ class Stage:
         with bar("messages to Snowflake", count) as done:
             return land(self.settings, LANDING_TABLES, progress=lambda read, _: done(read))
 
-    def training_set(self, labels: pd.DataFrame, visibility: Mode) -> TrainingSet:
-        """The training set of the service for these labels."""
-        return build_training_set(labels, service=SERVICE, repo=REPO, visibility=visibility)
+    @property
+    def served(self) -> Path:
+        """The log of served rows."""
+        return self.settings.home / "served"
+
+    @property
+    def report(self) -> Path:
+        """The audit's page."""
+        return self.settings.home / "audit.html"
 
 
 def run(days: int) -> int:
     """The whole demo; the exit code."""
     home = HOME.resolve()
     shutil.rmtree(home, ignore_errors=True)
-    steps = Steps(10)
+    steps = Steps(11)
     os.environ["TALLY_REQUIRE_APACHE_KAFKA"] = "1"  # librdkafka's cluster forgets: it keeps 5 MiB of a partition
     with ExitStack() as services:
         with steps.step("start Redis, Kafka and a Snowflake emulator, for this demo alone"):
@@ -134,16 +137,20 @@ def play(stage: Stage, days: int, steps: Steps) -> int:
     with steps.step("those days to Snowflake too, and on to the offline store"):
         stage.land(len(streams))
         stage.tally("ingest")
-    with steps.step("the training set for the same flights and times, compared bit for bit") as say:
-        lines, unproved, classical = prove(stage, plan, labels, served)
-        say(f"replayed from the evidence of each served row: {unproved:,} values differ")
-        say(f"had late messages been seen before they arrived, {classical:,} values would differ")
+    with steps.step("the training set for the same flights and times, compared bit for bit"):
+        offline = build_training_set(labels, service=SERVICE, repo=REPO, visibility="as_served")
+        lines = compare(plan.service(SERVICE), served.columns, offline.columns)
+    with steps.step("the log of served rows, replayed from the evidence of each") as say:
+        audited = audit(stage.served, repo=REPO)
+        stage.report.write_text(audited.to_html())
+        say(f"{audited.differ:,} of {audited.values:,} values differ; {stage.report.relative_to(Path.cwd())} has more")
+        say(f"had late messages been seen before they arrived, {audited.later:,} values would differ")
     with steps.step("a model learns from January to November, and is scored on the served rows") as say:
-        scores, learned = learn(stage, plan, every_flight, labels, served)
+        scores, learned = learn(plan, every_flight, labels, served)
         say(f"learned from {learned:,} flights")
     report(lines, served, scores)
     values, differ = sum(line.values for line in lines), sum(line.differ for line in lines)
-    good = not (differ or unproved or served.ahead)
+    good = audited.agrees and audited.values == values and not (differ or served.ahead)
     if served.ahead:
         console.print(f"[red]{served.ahead:,} answers were flagged: the store was ahead of what was asked for[/red]")
     console.print(f"[bold {'green' if good else 'red'}]parity: {values} values compared, {differ} differ[/]")
@@ -205,34 +212,14 @@ def replay(stage: Stage, plan: Plan, labels: pd.DataFrame, streams: Streams, wea
     load_table(stage.settings, WEATHER_TABLE, weather)
     ingest(plan, ["weather"], stage.settings.snowflake_connect_args(), stage.settings.offline_uri())
     with bar("flights looked up", len(labels)) as done:
-        return serve(labels, streams, weather, plan, SERVICE, REPO, stage.settings, stage.variables, done)
+        return serve(labels, streams, weather, plan, SERVICE, REPO, stage.settings, stage.variables, stage.served, done)
 
 
-def prove(stage: Stage, plan: Plan, labels: pd.DataFrame, served: Served) -> tuple[list[ViewParity], int, int]:
-    """Compare by bits with three training sets.
-
-    Returns parity with what had arrived by each prediction time, how many values differ when each row is replayed from
-    its own evidence, and how many differ in the classical set, which sees what arrived late as well.
-    """
-    offline = stage.training_set(labels, "as_served")
-    proof = stage.training_set(labels.assign(**{EVIDENCE_COLUMN: served.evidence}), "as_served")
-    classical = stage.training_set(labels, "event_time")
-    lines = compare(plan.service(SERVICE), served.columns, offline.columns)
-    return lines, count_differing(served.columns, proof.columns), count_differing(served.columns, classical.columns)
-
-
-def count_differing(served: Mapping[str, Column], offline: Mapping[str, Column]) -> int:
-    """How many values differ, over all features."""
-    return sum(int(differing(served[name], offline[name]).sum()) for name in served)
-
-
-def learn(
-    stage: Stage, plan: Plan, every_flight: pd.DataFrame, labels: pd.DataFrame, served: Served
-) -> tuple[list[float], int]:
+def learn(plan: Plan, every_flight: pd.DataFrame, labels: pd.DataFrame, served: Served) -> tuple[list[float], int]:
     """AUC on the served rows with the warehouse's features and with all, and how many flights were learned from."""
     past = flights.labels(every_flight, LEARN_FROM, REPLAY_BEGINS)
     past = past[past["late"].notna()].reset_index(drop=True)
-    learned = stage.training_set(past, "event_time").columns
+    learned = build_training_set(past, service=SERVICE, repo=REPO).columns
     known = labels["late"].notna().to_numpy()
     late, past_late = labels["late"][known].to_numpy(bool), past["late"].to_numpy(bool)
     scores = [

@@ -17,7 +17,7 @@ from demo.replay import Streams, wait_until_applied
 from demo.terminal import StreamWorker
 from infra.settings import Settings
 from ingestion.materialize import materialize_view
-from serving_client import FeatureClient, FeatureRows
+from serving_client import FeatureClient, FeatureRows, ParquetSink, ServedLog
 from tally.columns import Column, concatenate
 from tally.plan import Plan
 
@@ -26,14 +26,13 @@ WEATHER_VIEW = "origin_weather"
 
 @dataclass(frozen=True)
 class Served:
-    """What was looked up: answers in the order of the labels, seconds for each lookup, and each row's evidence.
+    """What was looked up: answers in the order of the labels, and seconds for each lookup.
 
     `ahead` counts answers that were flagged because the store already held something later than was asked for.
     """
 
     columns: dict[str, Column]
     seconds: list[float]
-    evidence: list[str]
     ahead: int
 
 
@@ -46,13 +45,14 @@ def serve(
     repo: Path,
     settings: Settings,
     variables: Mapping[str, str],
+    log: Path,
     done: Callable[[int], None],
 ) -> Served:
     """Play the messages in the order of their arrival, and look each label up at its time (`labels` are sorted by it).
 
     Kafka, the stream worker and the lookups move in step: at a flight's prediction time everything that had arrived by
     then has been applied, and nothing later has been sent. Weather is materialized when it is reported. Half-way the
-    worker is killed and another one takes over.
+    worker is killed and another one takes over. What is served is logged in the folder `log`.
     """
     moments = labels["event_timestamp"].dt.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
     needed = ["origin", "carrier", "tailnum", "scheduled_departure", "distance"]
@@ -64,15 +64,18 @@ def serve(
     reports = sorted(set(weather["event_timestamp"].cast(pa.int64()).to_pylist()), reverse=True)
     answers: list[FeatureRows] = []
     seconds: list[float] = []
-    log = settings.home / "stream.log"
+    said = settings.home / "stream.log"
     with ExitStack() as stack:
         redis = stack.enter_context(Redis.from_url(settings.redis_url))
-        worker = stack.enter_context(StreamWorker(repo, variables, log))
-        client = stack.enter_context(FeatureClient.connect(settings.redis_url, project=plan.project, service=service))
+        worker = stack.enter_context(StreamWorker(repo, variables, said))
+        served = stack.enter_context(ServedLog(ParquetSink(log)))
+        client = stack.enter_context(
+            FeatureClient.connect(settings.redis_url, project=plan.project, service=service, log=served)
+        )
         for row, moment in enumerate(moments.tolist()):
             if row == len(labels) // 2:
                 worker.kill()
-                worker = stack.enter_context(StreamWorker(repo, variables, log))
+                worker = stack.enter_context(StreamWorker(repo, variables, said))
             if row == 0 or moment > moments[row - 1]:
                 if streams.send_until(moment):
                     wait_until_applied(redis, plan, streams.sender.next_offset, worker.check)
@@ -88,6 +91,5 @@ def serve(
     return Served(
         {name: concatenate([rows.columns[name] for rows in answers]) for name in answers[0].names},
         seconds,
-        [text for rows in answers for text in rows.evidence_json()],
         sum(int(rows.ahead.sum()) for rows in answers),
     )

@@ -92,7 +92,8 @@ def tally(
     REDIS_URL, KAFKA_BOOTSTRAP_SERVERS and SNOWFLAKE_ACCOUNT lead to services
     of your own; for those that are not set embedded ones are started.
 
-    Exit codes: 0 good, 1 failed work or a difference found, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 good, 1 failed work, or a difference that was found,
+    2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
     os.environ[errors.DEBUG_VARIABLE] = "1" if debug else ""
     logging.basicConfig(

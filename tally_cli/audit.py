@@ -89,16 +89,17 @@ def _lines(part: ServiceAudit) -> Iterator[str]:
     if part.versions:
         yield f"  read        {', '.join(f'{name} version {number}' for name, number in part.versions.items())}"
     for why, rows in part.left_out.items():
-        yield f"  left out    {rows:,} rows: {why}"
+        yield f"  left out    {rows:,} of {part.rows:,} rows: {why}"
+    answered = part.values + part.flagged.total()
     for status, values in part.flagged.items():
-        yield f"  flagged     {values:,} values, not compared: {status}"
+        yield f"  flagged     {values:,} of {answered:,} values, which are not compared: {status}"
     if part.later:
         yield (
-            f"  late        {part.later:,} values ({share(part.later, part.values)}) would be others in a training set by "
-            "event time: use as_served"
+            f"  late        {part.later:,} of {part.values:,} values ({share(part.later, part.values)}) would be others in a "
+            "training set by event time: build it as_served"
         )
     for why, values in part.why.most_common():
-        yield f"  differ      {values:,} values: {why}"
+        yield f"  differ      {values:,} of {part.values:,} values: {why}"
 
 
 def _differences(part: ServiceAudit) -> None:

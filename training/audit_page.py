@@ -44,7 +44,13 @@ def _environment() -> Environment:
         loader=PackageLoader("training", "audit_templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"count": lambda number: f"{number:,}", "share": share, "value": shown, "instant": instant}
+    environment.filters |= {
+        "count": lambda number: f"{number:,}",
+        "share": share,
+        "height": height,
+        "value": shown,
+        "instant": instant,
+    }
     return environment
 
 
@@ -63,6 +69,11 @@ def share(part: int, whole: int) -> str:
         return "100 %" if part else "0 %"
     percent = 100 * part / whole
     return f"{min(percent, 99.9):.1f} %" if percent >= 0.1 else "< 0.1 %"
+
+
+def height(part: float, most: float) -> float:
+    """How high a bar is, of 100: something is always seen."""
+    return round(max(96 * part / most, 2), 2) if part else 0.0
 
 
 def instant(micros: int) -> str:

@@ -110,6 +110,11 @@ class Audit:
         return sum(part.differ for part in self.parts)
 
     @property
+    def later(self) -> int:
+        """How many of the others would be different by event time."""
+        return sum(part.later for part in self.parts)
+
+    @property
     def agrees(self) -> bool:
         """Whether something was compared, and nothing differs."""
         return self.values > 0 and self.differ == 0

@@ -142,7 +142,7 @@ def test_audit(tally: Tally, repo: Path, tmp_path: Path, services: Settings, off
     assert "read        rides version 0, weather version 0" in agrees.out
     assert "audit: 4 values compared, 0 differ" in agrees.out
     assert differs.code == 1
-    assert "differ      1 values: unexplained" in differs.out
+    assert "differ      1 of 4 values: unexplained" in differs.out
     shown = next(line for line in differs.out.splitlines() if line.startswith("city=Rome"))
     assert shown.split()[-3:] == ["temp", "20.500000000000004", "20.5"]
     assert "audit: 4 values compared, 1 differ" in differs.out

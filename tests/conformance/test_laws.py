@@ -19,7 +19,7 @@ from redis import Redis
 
 from ingestion.reading import read_rows
 from ingestion.redis_store import publish_plan
-from serving_client import FeatureClient, FeatureRows
+from serving_client import FeatureClient, FeatureRows, Status
 from tally.errors import DataError, DefinitionMismatchError, NotReadyError
 from tally.layout import progress_key, unpack_tiles, views_key
 from tally.plan import Plan
@@ -31,7 +31,7 @@ from tests.conformance.conftest import Ask
 from tests.conformance.expected import DECIDED_BY, answer
 from tests.conformance.paths import PATHS, entities, entity_rows, label_frame, labels, of_table, open_store, post
 from tests.conformance.world import EVENTS, PROJECT, SERVICE, World, redis_url, stream
-from training import build_training_set
+from training import audit, build_training_set
 
 
 def _stored(redis: Redis) -> dict[bytes, bytes]:
@@ -144,6 +144,18 @@ def test_certificate_at_the_version_of_then(world: World) -> None:
     """The same from the offline tables as they were when the rows were served."""
     found = _replayed(world, offline_version=world.log["versions"])
     assert _differences(found, _served_values(world), world) == []
+
+
+def test_an_audit_of_what_was_served_half_way(world: World) -> None:
+    """After everything else has arrived, every value of the log is compared but those ahead of their instant, and none differs."""
+    rows: FeatureRows = world.log["served"]
+    with world.environment():
+        (part,) = audit(world.served, repo=world.repo, offline_uri=world.offline_uri).parts
+    ahead = sum(int((status == Status.AHEAD).sum()) for status in rows.status.values())
+    assert (part.differ, part.left_out, part.audited) == (0, {}, len(world.queries))
+    assert (part.flagged, part.values) == ({"ahead": ahead}, len(world.queries) * len(rows.names) - ahead)
+    assert 0 < ahead < part.values
+    assert part.later > 0
 
 
 def test_half_way_the_store_served_half_the_truth(world: World) -> None:

@@ -33,7 +33,7 @@ from ingestion.redis_store import publish_plan
 from ingestion.report import Summary
 from ingestion.snowflake import ingest
 from ingestion.worker import run
-from serving_client import FeatureClient, FeatureRows
+from serving_client import FeatureClient, FeatureRows, ParquetSink, ServedLog
 from tally.layout import progress_key
 from tally.plan import Plan
 from tally.time import to_datetime
@@ -99,9 +99,15 @@ class World:
         """A client of the store that the stream filled from the beginning (0), or that was bootstrapped half way (1)."""
         return Redis.from_url(redis_url(self.settings, database))
 
-    def client(self, database: int = 0) -> FeatureClient:
+    @property
+    def served(self) -> Path:
+        """The log of what was served half way."""
+        return self.settings.home / "served"
+
+    def client(self, database: int = 0, log: ServedLog | None = None) -> FeatureClient:
         """A client of the service."""
-        return FeatureClient.connect(redis_url(self.settings, database), project=PROJECT, service=SERVICE, timeout=60)
+        url = redis_url(self.settings, database)
+        return FeatureClient.connect(url, project=PROJECT, service=SERVICE, timeout=60, log=log)
 
     def environment(self) -> AbstractContextManager[None]:
         """As `environment`, of this world."""
@@ -188,7 +194,7 @@ def _wave_one(world: World) -> None:
     log["bootstrapped"] = [
         bootstrap_view(world.plan, view, world.offline_uri, world.redis(1)) for view in world.plan.views if view.stream
     ]
-    with world.client() as client:
+    with ServedLog(ParquetSink(world.served)) as served_log, world.client(log=served_log) as client:
         log["served"] = served(world, client)
     log["versions"] = {done.source: done.version for done in log["ingested"][0]}
 

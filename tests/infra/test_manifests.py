@@ -79,7 +79,7 @@ def test_a_renamed_option_would_be_noticed() -> None:
     assert unknown_of(["stream", "--metrics-port", "9400"]) == []
     assert unknown_of(["stream", "--metric-port", "9400"]) == ["--metric-port"]
     assert unknown_of(["dlq", "show"]) == ["show"]
-    assert unknown_of(["audit"]) == ["audit"]
+    assert unknown_of(["feed"]) == ["feed"]
 
 
 def test_probes_ask_what_a_worker_answers() -> None:
