@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,19 +14,16 @@ from numpy.typing import NDArray
 from infra.repository import load_plan
 from infra.settings import Settings
 from ingestion.arrow import conform, to_column
-from ingestion.offline import high_watermarks
 from tally.columns import Column, differing
 from tally.errors import DataError
 from tally.plan import Field, Plan, Service
-from tally.served import EVIDENCE_COLUMN, SERVED, STATUS_COLUMN, instant_column
+from tally.served import EVIDENCE_COLUMN, SERVED, STATUS_COLUMN
 from tally.time import HOUR
 from training.audit_results import FLAGGED, KEPT, Audit, Difference, FeatureAudit, ServiceAudit
-from training.build import OfflineVersion, offline_versions, training_set
-from training.engine import Progress, pinned_versions
-from training.served_rows import ServedRows, served_rows
-from training.why import UNEXPLAINED, Evidence, OfflineEvidence
-
-Mask = NDArray[np.bool_]
+from training.build import OfflineVersion
+from training.engine import Progress
+from training.replay import Mask, Replay
+from training.served_rows import ServedRows, documents, rows_with, served_rows
 
 _VALUES_AT_ONCE: Final = 1 << 23
 
@@ -88,7 +84,7 @@ def audit_log(
             part.features = []
             part.left_out[f"served under another definition than the plan's, {defined.hash[:8]}"] = served.rows
         else:
-            replay = _Replay(plan, defined, offline_uri, offline_version, memory, client)
+            replay = Replay(plan, defined, offline_uri, offline_version, memory, client)
             part.versions = replay.versions
             _audit(part, served, replay, progress, sum(one.rows for one in parts[:-1]), total)
         if progress is not None:
@@ -100,83 +96,8 @@ def _features(service: Service) -> list[FeatureAudit]:
     return [FeatureAudit(output.name, output.dtype) for output in service.outputs]
 
 
-class _Replay:
-    """The offline side of an audit: one service, and the offline tables at one version each."""
-
-    def __init__(
-        self, plan: Plan, service: Service, offline_uri: str, version: OfflineVersion, memory: Any, client: Any
-    ) -> None:
-        self.service = service
-        self.timestamp = instant_column(service)
-        self.asked = (*service.keys, *service.request)
-        wanted = offline_versions(plan, service, offline_uri, version)
-        self.versions = pinned_versions(plan, service, offline_uri, wanted)
-        self._plan = plan
-        self._uri = offline_uri
-        self._memory = memory
-        self._client = client
-        self._offline = OfflineEvidence(plan, service, offline_uri, self.versions)
-        self._landed = {
-            use.name: (source.name, high_watermarks(plan, source, offline_uri, self.versions[source.name]))
-            for use in service.views
-            if (source := plan.source(plan.view(use.view).source)).topic
-        }
-
-    def not_landed(self, evidence: Sequence[Evidence]) -> list[str]:
-        """For each row, of which offline table it had read more than there is; empty where there is all."""
-        found = [""] * len(evidence)
-        for name, (source, landed) in self._landed.items():
-            for row, one in enumerate(evidence):
-                seen = one[name]
-                if seen is None:
-                    continue
-                read = seen["fences"].items() if "fences" in seen else [seen["version"][1:3]]
-                if any(offset > landed.get(int(partition), -1) for partition, offset in read):
-                    found[row] = source
-        return found
-
-    def features(self, labels: pa.Table, visibility: Any) -> dict[str, Column]:
-        """The service's outputs for these rows."""
-        return training_set(
-            self._plan,
-            labels,
-            service=self.service.name,
-            offline_uri=self._uri,
-            visibility=visibility,
-            offline_version=self.versions,
-            timestamp=self.timestamp,
-            memory=self._memory,
-            client=self._client,
-        ).columns
-
-    def reasons(
-        self, differs: Mapping[str, Mask], asked: Mapping[str, Column], evidence: Sequence[Evidence]
-    ) -> dict[str, list[str]]:
-        """Why a feature's value differs, for each row, by feature; `differs` has those that do."""
-        problems = self._offline.problems(asked, evidence)
-        found = {}
-        for use, of_use in zip(self.service.views, problems, strict=True):
-            found.update({name: [one or UNEXPLAINED for one in of_use] for _, name in use.features})
-        for called in self.service.functions:
-            read = [(self.service.origin(one), one.feature) for one in self._plan.function(called.function).inputs]
-            origins = sorted({origin for origin, _ in read} - {-1})
-            inputs = [
-                name
-                for origin in origins
-                for feature, name in self.service.views[origin].features
-                if (origin, feature) in read
-            ]
-            reasons = []
-            for row in range(len(evidence)):
-                known = [problems[origin][row] for origin in origins if problems[origin][row]]
-                wrong = [f"made from {name}, which differs" for name in inputs if differs[name][row]]
-                reasons.append([*known, *wrong, UNEXPLAINED][0])
-            found.update({name: reasons for _, name in called.features})
-        return found
-
-
 def _audit(
-    part: ServiceAudit, served: ServedRows, replay: _Replay, progress: Progress | None, done: int, total: int
+    part: ServiceAudit, served: ServedRows, replay: Replay, progress: Progress | None, done: int, total: int
 ) -> None:
     for table in served.tables(max(_VALUES_AT_ONCE // max(len(part.features), 1), 1)):
         _audit_rows(part, table, replay)
@@ -185,18 +106,14 @@ def _audit(
             progress(done, total)
 
 
-def _audit_rows(part: ServiceAudit, table: pa.Table, replay: _Replay) -> None:
+def _audit_rows(part: ServiceAudit, table: pa.Table, replay: Replay) -> None:
     service, outputs = replay.service, replay.service.outputs
     names = [f.name for f in replay.asked] + [replay.timestamp, EVIDENCE_COLUMN]
     _check_columns(table, [*names, STATUS_COLUMN, *(SERVED + f.name for f in outputs)], service)
-    evidence = _documents(table, EVIDENCE_COLUMN, [use.name for use in service.views])
-    missing = replay.not_landed(evidence)
-    for source in missing:
-        if source:
-            part.left_out[
-                f"had read messages that offline table {source} does not have yet; run: tally ingest {source}"
-            ] += 1
-    kept = np.flatnonzero([not source for source in missing])
+    evidence = documents(table, EVIDENCE_COLUMN)
+    reasons = replay.left_out(evidence)
+    part.left_out.update(filter(None, reasons))
+    kept = np.flatnonzero([not reason for reason in reasons])
     if not len(kept):
         return
     table = table.take(kept)
@@ -204,7 +121,7 @@ def _audit_rows(part: ServiceAudit, table: pa.Table, replay: _Replay) -> None:
     labels = table.select(names)
     replayed, by_event = replay.features(labels, "as_served"), replay.features(labels, "event_time")
     as_of = _column(Field(replay.timestamp, "UnixTimestamp"), table, replay.timestamp).values
-    flags = _flags(_documents(table, STATUS_COLUMN, ()))
+    flags = rows_with(documents(table, STATUS_COLUMN), FLAGGED)
     compared, differs, later = {}, {}, {}
     answers = {}
     for output, of_feature in zip(outputs, part.features, strict=True):
@@ -224,10 +141,10 @@ def _audit_rows(part: ServiceAudit, table: pa.Table, replay: _Replay) -> None:
     wrong = np.flatnonzero(np.logical_or.reduce(list(differs.values())))
     if len(wrong):
         asked = {f.name: _column(f, table, f.name).take(wrong) for f in replay.asked}
-        reasons = replay.reasons(
+        why = replay.why(
             {name: mask[wrong] for name, mask in differs.items()}, asked, [evidence[row] for row in wrong.tolist()]
         )
-        _keep(part, wrong, asked, as_of, differs, answers, replayed, reasons)
+        _keep(part, wrong, asked, as_of, differs, answers, replayed, why)
     part.first = int(as_of.min()) if not part.audited else min(part.first, int(as_of.min()))
     part.last = max(part.last, int(as_of.max())) if part.audited else int(as_of.max())
     part.audited += len(kept)
@@ -241,7 +158,7 @@ def _keep(
     differs: Mapping[str, Mask],
     answers: Mapping[str, Column],
     replayed: Mapping[str, Column],
-    reasons: Mapping[str, Sequence[str]],
+    why: Mapping[str, Sequence[str]],
 ) -> None:
     """Count the differences of the rows `wrong` by reason, and keep the first of them."""
     keys = {name: column.to_list() for name, column in asked.items()}
@@ -249,14 +166,14 @@ def _keep(
         for name, mask in differs.items():
             if not mask[row]:
                 continue
-            why = reasons[name][place]
-            part.why[why] += 1
+            reason = why[name][place]
+            part.why[reason] += 1
             if len(part.differences) < KEPT:
                 one = np.array([row])
                 key = {key: items[place] for key, items in keys.items()}
                 values = [columns[name].take(one).to_list()[0] for columns in (answers, replayed)]
                 part.differences.append(
-                    Difference(part.audited + row, key, int(as_of[row]), name, values[0], values[1], why)
+                    Difference(part.audited + row, key, int(as_of[row]), name, values[0], values[1], reason)
                 )
 
 
@@ -283,29 +200,3 @@ def _check_columns(table: pa.Table, names: Sequence[str], service: Service) -> N
         raise DataError(
             f"The log has no column {missing[0]}, which rows served by {service.name} have; give a log as it was written."
         )
-
-
-def _documents(table: pa.Table, name: str, needed: Sequence[str]) -> list[Any]:
-    """The JSON objects of a column, each with the members `needed`."""
-    found = []
-    for row, text in enumerate(table.column(name).to_pylist()):
-        try:
-            document = json.loads(text)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{name} of row {row} of the log is not JSON ({error}); keep it as it was served."
-            ) from error
-        if not isinstance(document, dict) or any(one not in document for one in needed):
-            raise DataError(f"{name} of row {row} of the log is not of this service; keep it as it was served.")
-        found.append(document)
-    return found
-
-
-def _flags(statuses: Sequence[Mapping[str, str]]) -> dict[str, dict[str, list[int]]]:
-    """By feature and status (`FLAGGED`), the rows that have it."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for row, of_row in enumerate(statuses):
-        for name, status in of_row.items():
-            if status in FLAGGED:
-                found.setdefault(name, {}).setdefault(status, []).append(row)
-    return found

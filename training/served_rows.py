@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,6 +72,32 @@ def served_rows(log: Path) -> list[ServedRows]:
         ServedRows(service, definition, tuple(counts), sum(counts.values()))
         for (service, definition), counts in sorted(found.items(), key=str)
     ]
+
+
+def documents(table: pa.Table, name: str) -> list[dict[str, Any]]:
+    """The JSON objects of a column of a log. Raises DataError where one is none."""
+    found = []
+    for text in table.column(name).to_pylist():
+        try:
+            document = json.loads(text)
+        except (TypeError, ValueError):
+            document = None
+        if not isinstance(document, dict):
+            raise DataError(
+                f"Column {name} of the log holds {text!r}, which is no JSON object; give a log as it was written."
+            )
+        found.append(document)
+    return found
+
+
+def rows_with(statuses: Sequence[Mapping[str, str]], wanted: Collection[str]) -> dict[str, dict[str, list[int]]]:
+    """By feature and status, of those `wanted`, the rows that have it; `statuses` are the documents of a column of them."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for row, of_row in enumerate(statuses):
+        for name, status in of_row.items():
+            if status in wanted:
+                found.setdefault(name, {}).setdefault(status, []).append(row)
+    return found
 
 
 def _readable(path: Path) -> pq.ParquetFile:

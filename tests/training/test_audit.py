@@ -315,13 +315,21 @@ def test_many_differences_are_all_counted(served: World) -> None:
         (lambda table: table.drop_columns([f"{SERVED}temp"]), "has no column served__temp, which rows served by delay"),
         (
             lambda table: with_column(table, EVIDENCE_COLUMN, ["{"] * 4),
-            "tally_evidence of row 0 of the log is not JSON",
+            "Column tally_evidence of the log holds '{', which is no JSON object",
         ),
         (
             lambda table: with_column(table, EVIDENCE_COLUMN, ["{}"] * 4),
-            "tally_evidence of row 0 .* not of this service",
+            "evidence without fences of delays, which rows",
         ),
-        (lambda table: with_column(table, STATUS_COLUMN, [None] * 4), "tally_status of row 0 of the log is not JSON"),
+        (lambda table: with_column(table, EVIDENCE_COLUMN, ['{"delays":5}'] * 4), "evidence without fences of delays"),
+        (
+            lambda table: with_column(table, EVIDENCE_COLUMN, ['{"delays":null}'] * 4),
+            "evidence without version of weather",
+        ),
+        (
+            lambda table: with_column(table, STATUS_COLUMN, [None] * 4),
+            "Column tally_status of the log holds None, which is no JSON object",
+        ),
     ],
 )
 def test_what_is_no_log(served: World, spoil: Callable[[pa.Table], pa.Table], said: str) -> None:
