@@ -47,8 +47,8 @@ class InUse:
 
     @property
     def unusual(self) -> bool:
-        """Whether there is anything wrong with it."""
-        return self.behind is not None or self.gone is not None or bool(self.foreign)
+        """Whether there is anything wrong with it. What is gone is behind, too."""
+        return self.behind is not None or bool(self.foreign)
 
     def check(self, keys: Sequence[bytes]) -> None:
         """Raises SupersededError or NotReadyError when nothing can be served, StoredBytesError for a key of another type."""

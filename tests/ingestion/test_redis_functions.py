@@ -380,3 +380,20 @@ def test_where_a_worker_begins_is_no_proof_of_what_redis_holds(redis: Redis) -> 
     begin_progress(redis, "p", [view], {("t", 0): 9, ("t", 1): 3})
 
     assert progress(redis, "p", view) == {("t", 0): 5, ("t", 1): 3}
+
+
+def test_progress_is_that_of_the_shard_that_is_least_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shard's mark does not name is not in its data; a mark that no other has heard of says nothing by silence."""
+    view = plans.window_view()
+    field = f"{view.name}@{view.hash}:a.b"
+    heard = {"shards:1:0": 1, "shards:2:0": 1}
+    marks = {
+        "1": {f"{field}:0": 7, f"{field}:12": 4, **heard},
+        "2": {f"{field}:0": 5, "other@00:a.b:0": 1, **heard},
+        "3": {},
+    }
+    monkeypatch.setattr("ingestion.progress._reached", lambda *_: marks)
+    server: Any = None
+    assert progress(server, "p", view) == {("a.b", 0): 5, ("a.b", 12): 0}
+    marks["3"] = {f"{field}:0": 3}
+    assert progress(server, "p", view) == {("a.b", 0): 3, ("a.b", 12): 0}

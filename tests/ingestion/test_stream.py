@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ingestion.stream import Counts
 from tally.columns import column
 from tally.errors import DataError
 from tally.functions import describe
+from tally.time import SECOND
 from tests.ingestion import plans, streams
 from tests.ingestion.streams import Message
 
@@ -117,6 +119,17 @@ def test_events_are_too_late_when_the_farthest_level_dropped_them() -> None:
 
     assert deltas.settle([[APPLIED, 0, 1]]) == (Counts(applied=3), None)
     assert deltas.settle([[APPLIED, 0, 1, 2]]) == (Counts(too_late=3), None)
+
+
+def test_only_the_records_that_were_dropped_are_too_late() -> None:
+    """Of the second delta's records the first and the third: their events, and no other's."""
+    view = replace(VIEW, aggregations=VIEW.aggregations[:1])
+    nothing = dict.fromkeys(("f", "i", "wide", "text", "raw"))
+    times = [("a", 0), *[("b", 100 * SECOND * tile) for tile in (0, 1, 1, 1, 1, 2, 2)]]
+    messages = [Message(0, n, {"at": at, "who": who, **nothing}) for n, (who, at) in enumerate(times)]
+    deltas = stream.deltas_of(streams.events_of(view, messages))
+
+    assert deltas.settle([1, [APPLIED, 0, 2]]) == (Counts(applied=5, too_late=3), None)
 
 
 def test_refused_rows_leave_the_others() -> None:
