@@ -22,7 +22,7 @@ from ingestion.patience import Patience
 from ingestion.redis_store import LatestWriter, TileWriter
 from ingestion.stream import Counts
 from tally.columns import Column
-from tally.events import FOR_VIEW, create_times
+from tally.events import FOR_VIEW, create_times, named_in
 from tally.functions import Transformation, load
 from tally.plan import Plan, Source, View
 
@@ -35,6 +35,11 @@ class Reader:
     source: Source
     function: Transformation | None
     writer: LatestWriter | TileWriter
+
+    @property
+    def named_in(self) -> tuple[str, ...]:
+        """See `tally.events.named_in`."""
+        return named_in(self.writer.project, self.view.name)
 
 
 def reader_of(plan: Plan, view: View, redis: Client, writer: bytes, patience: Patience) -> Reader:
@@ -85,14 +90,17 @@ class Applier:
             columns = to_columns(schema[0], table)
             alike = [reader for reader in readers if schema_of(reader.source) == schema]
             own = schema_hash(alike[0].source) if bad else ""
-            letters += [(row, Letter(messages[row], "", reason, own)) for row, reason in bad.items()]
+            ours = {value for reader in alike for value in reader.named_in}
+            refused = {row: reason for row, reason in bad.items() if row not in only_for or only_for[row] in ours}
+            letters += [(row, Letter(messages[row], "", reason, own)) for row, reason in refused.items()]
             # One view computes while Redis merges another's deltas.
             batch = _Batch(columns, partition[good], offset[good], create_time[good])
-            replays = {int(np.searchsorted(good, row)): view for row, view in only_for.items() if row not in bad}
+            replays = {int(np.searchsorted(good, row)): views for row, views in only_for.items() if row not in bad}
             outcomes = self._threads.map(partial(_apply_to, batch=batch, only_for=replays), alike)
             self._intake.read_ahead()
             for reader, (counts, reasons) in zip(alike, outcomes, strict=True):
-                counts.refused.update(reason.split(": ")[0] for reason in bad.values())
+                counts.refused.update(reason.split(": ")[0] for reason in refused.values())
+                counts.duplicate += len(bad) - len(refused)
                 self._counts[reader.view.name].add(counts)
                 for row, reason in reasons.items():
                     place = int(good[row])
@@ -113,7 +121,7 @@ class Applier:
 
 
 def _only_for(messages: Sequence[Message]) -> dict[int, str]:
-    """The rows that count for one view only, and which (`tally.events.FOR_VIEW`)."""
+    """The rows that count for some views only, and what says for which (`tally.events.FOR_VIEW`)."""
     result = {}
     with_headers = [(row, headers) for row, headers in enumerate(headers_of(messages)) if headers]
     for row, headers in with_headers:
@@ -126,9 +134,9 @@ def _only_for(messages: Sequence[Message]) -> dict[int, str]:
 def _apply_to(reader: Reader, batch: _Batch, only_for: Mapping[int, str]) -> tuple[Counts, dict[int, str]]:
     """Apply a batch to one view: (what became of each message, the reasons for those that it refuses)."""
     name = reader.view.name
-    others = [row for row, view in only_for.items() if view != name]
+    others = [row for row, views in only_for.items() if views not in reader.named_in]
     if others:
-        # Replays of what other views had refused: this one has counted the originals.
+        # Replays of what other views had refused, or other projects: this one has counted the originals, or refused them itself.
         kept = np.setdiff1d(np.arange(len(batch.partition)), others)
         counts, reasons = _apply_to(reader, batch.take(kept), {})
         counts.duplicate += len(others)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".dlq"
 TOPIC, PARTITION, OFFSET = "tally-topic", "tally-partition", "tally-offset"
-REASON, VIEW, DEFINITION = "tally-reason", "tally-view", "tally-definition"
+REASON, PROJECT, VIEW, DEFINITION = "tally-reason", "tally-project", "tally-view", "tally-definition"
 """Headers of a letter, behind those that its message had."""
 KAFKA_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.1
@@ -50,35 +50,44 @@ class Letter:
     definition: str
 
 
-def _with_message(letter: Letter) -> _Contents:
+def _with_message(letter: Letter, project: str) -> _Contents:
     message = letter.message
-    return message.key(), message.value(), [*(headers_of([message])[0] or []), *_headers(letter, letter.reason)]
+    return (
+        message.key(),
+        message.value(),
+        [*(headers_of([message])[0] or []), *_headers(letter, project, letter.reason)],
+    )
 
 
-def _without_message(letter: Letter, target: str) -> _Contents:
+def _without_message(letter: Letter, project: str, target: str) -> _Contents:
     message = letter.message
     place = f"{message.topic()}[{message.partition()}]@{message.offset()}"
     reason = f"{letter.reason} (key, value and headers are not here, for {target} takes no letter as large; they are at {place})"
     log.warning("the dead letter of %s is without its message: %s takes no letter as large", place, target)
-    return None, None, _headers(letter, reason)
+    return None, None, _headers(letter, project, reason)
 
 
-def _headers(letter: Letter, reason: str) -> Headers:
+def _headers(letter: Letter, project: str, reason: str) -> Headers:
     message = letter.message
     return [
         (TOPIC, message.topic().encode()),
         (PARTITION, str(message.partition()).encode()),
         (OFFSET, str(message.offset()).encode()),
         (REASON, reason.encode()),
+        (PROJECT, project.encode()),
         (VIEW, letter.view.encode()),
         (DEFINITION, letter.definition.encode()),
     ]
 
 
 class DeadLetters:
-    """The dead-letter topics of one Kafka (`config`: librdkafka's properties); they are created when first needed."""
+    """The dead-letter topics of one Kafka (`config`: librdkafka's properties); they are created when first needed.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    Projects that read one topic share its dead-letter topic: each letter says whose it is.
+    """
+
+    def __init__(self, config: Mapping[str, Any], project: str) -> None:
+        self._project = project
         self._config = without_consumer(config)
         self._ready: set[str] = set()
         self._producer: Producer | None = None
@@ -89,10 +98,10 @@ class DeadLetters:
         One that is too large for its topic goes there without what the message held. Raises UnavailableError, RefusedError when
         Kafka says no: then some of them may be there.
         """
-        failed = self._sent(topic, [(letter, _with_message(letter)) for letter in letters])
+        failed = self._sent(topic, [(letter, _with_message(letter, self._project)) for letter in letters])
         for letter in failed:  # it may be the batch in which it was sent that was too large
-            if self._sent(topic, [(letter, _with_message(letter))]):
-                self._sent(topic, [(letter, _without_message(letter, topic + SUFFIX))])
+            if self._sent(topic, [(letter, _with_message(letter, self._project))]):
+                self._sent(topic, [(letter, _without_message(letter, self._project, topic + SUFFIX))])
 
     def _sent(self, topic: str, letters: Sequence[tuple[Letter, _Contents]]) -> list[Letter]:
         """Those that were too large, when Kafka has the others."""

@@ -19,7 +19,7 @@ from ingestion.messages import view_rows
 from ingestion.offline import CREATE_TIME, LANDED_AT, OFFSET, ONLY_VIEW, PARTITION, checked
 from tally.columns import Column
 from tally.errors import NotReadyError
-from tally.events import UNKNOWN_TIME
+from tally.events import UNKNOWN_TIME, named_in
 from tally.functions import Transformation, load, parameters
 from tally.plan import Plan, Source, View
 
@@ -129,7 +129,7 @@ class Reading:
         # An event function may move the time: then only its answer can be compared.
         condition = _between_or_null(view.timestamp, start, end) if function is None else None
         if source.topic:
-            ours = ds.field(ONLY_VIEW).is_null() | (ds.field(ONLY_VIEW) == view.name)
+            ours = ds.field(ONLY_VIEW).is_null() | ds.field(ONLY_VIEW).isin(named_in(plan.project, view.name))
             condition = ours if condition is None else condition & ours
         return Reading(plan, view, table, names, condition, bool(source.topic), function, start, end)
 

@@ -2,7 +2,8 @@
 
 A replayed message is a new event: it goes to the end of its topic, with a new offset and a new CreateTime, and the landing
 table gets it as the stream does, so both sides count the same events. Where only one view had refused the original, the
-replay carries that view's name (`tally.events.FOR_VIEW`), and counts for it alone.
+replay carries that view's name (`tally.events.FOR_VIEW`), and counts for it alone; otherwise it counts for all views of the
+project, and in any case for no other project that reads the topic: each has letters of its own.
 
 Only letters that the definition in use has written are replayed. Another definition reads the topic from its beginning, or
 is bootstrapped from the landing table, and so judges the original itself: a replay would be counted beside it.
@@ -29,6 +30,7 @@ from ingestion.dead_letters import (
     OFFSET,
     PARTITION,
     POLL_SECONDS,
+    PROJECT,
     REASON,
     SUFFIX,
     TOPIC,
@@ -38,7 +40,7 @@ from ingestion.decoding import columns, from_topic, schema_hash
 from ingestion.kafka import CRITICAL, unusable
 from ingestion.messages import view_rows
 from tally.errors import UnavailableError
-from tally.events import FOR_VIEW
+from tally.events import FOR_VIEW, for_view
 from tally.functions import load
 from tally.plan import Plan, Source
 from tally.time import MILLISECOND
@@ -57,7 +59,9 @@ _PAUSE_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A letter that was not replayed yet: where its message is, for which view it is (empty: all), and why."""
+    """A letter that was not replayed yet: whose it is (empty: nobody said), where its message is, for which view (empty: all), why."""
+
+    project: str
 
     topic: str
     partition: int
@@ -79,7 +83,7 @@ class DeadLetter:
     @property
     def identity(self) -> str:
         """What a note of its replay says. A letter may be there more than once: a worker that crashed wrote it again."""
-        return f"{self.place} {self.view} {self.definition}"
+        return f"{self.project} {self.place} {self.view} {self.definition}".lstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,8 @@ class Judged:
     why: str
 
 
-def read_letters(config: Mapping[str, Any], topics: Iterable[str]) -> list[DeadLetter]:
-    """The letters of these topics that were not replayed, in the order in which they were written.
+def read_letters(config: Mapping[str, Any], topics: Iterable[str], project: str) -> list[DeadLetter]:
+    """The letters of a project in these topics that were not replayed, in the order in which they were written.
 
     A topic without a dead-letter topic has none. Raises UnavailableError when Kafka cannot be read.
     """
@@ -104,14 +108,16 @@ def read_letters(config: Mapping[str, Any], topics: Iterable[str]) -> list[DeadL
             replayed.add(_text(headers[REPLAYED]))
         elif OFFSET in headers:
             letter = _letter(message, headers)
-            letters.setdefault(letter.identity, letter)
+            if letter.project in ("", project):
+                letters.setdefault(letter.identity, letter)
     return [letter for identity, letter in letters.items() if identity not in replayed]
 
 
 def _letter(message: Message, headers: Mapping[str, bytes | None]) -> DeadLetter:
-    ours = (TOPIC, PARTITION, OFFSET, REASON, VIEW, DEFINITION)
+    ours = (TOPIC, PARTITION, OFFSET, REASON, PROJECT, VIEW, DEFINITION)
     said = {name: _text(headers.get(name)) for name in ours}
     return DeadLetter(
+        project=said[PROJECT],
         topic=said[TOPIC],
         partition=int(said[PARTITION]),
         offset=int(said[OFFSET]),
@@ -239,7 +245,7 @@ class Replayer:
     """
 
     def __init__(self, config: Mapping[str, Any], project: str) -> None:
-        self._config = config
+        self._config, self._project = config, project
         self._last: dict[tuple[Any, ...], Any] = {}
         self._reasons: list[str] = []
         mine = {"transactional.id": f"tally-replay-{project}"}
@@ -258,7 +264,7 @@ class Replayer:
             for start in range(0, len(letters), _BATCH):
                 self._producer.begin_transaction()
                 for letter in letters[start : start + _BATCH]:
-                    self._produce(letter.topic, letter.value, letter.key, _headers(letter))
+                    self._produce(letter.topic, letter.value, letter.key, _headers(letter, self._project))
                     self._produce(letter.topic + SUFFIX, None, None, [(REPLAYED, letter.identity.encode())])
                 self._producer.commit_transaction(_SILENCE_SECONDS)
             self._wait_until_read()
@@ -299,11 +305,9 @@ class Replayer:
                 self._producer.poll(POLL_SECONDS)
 
 
-def _headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
-    kept = [
-        (name, value) for name, value in letter.headers if name != REPLAY_OF and not (letter.view and name == FOR_VIEW)
-    ]
+def _headers(letter: DeadLetter, project: str) -> list[tuple[str, bytes | None]]:
     ours: list[tuple[str, bytes | None]] = [(REPLAY_OF, letter.place.encode())]
-    if letter.view:
-        ours.append((FOR_VIEW, letter.view.encode()))
-    return kept + ours
+    if letter.view or FOR_VIEW not in dict(letter.headers):  # else it is a replay for a view that did not decode
+        ours.append((FOR_VIEW, for_view(project, letter.view).encode()))
+    given = {name for name, _ in ours}
+    return [(name, value) for name, value in letter.headers if name not in given] + ours

@@ -139,7 +139,7 @@ class _Worker:
         self._summary = state.summary = Summary(
             {topic: TopicCounts() for topic in topics}, {view.name: Counts() for view in views}
         )
-        self._dead_letters = DeadLetters(config)
+        self._dead_letters = DeadLetters(config, plan.project)
         self._progress = WorkerProgress(redis, plan.project, views_of, name, self._patience)
         self._consumer = GroupConsumer(config, group, views_of, stop, state)
         self._assignment = Assignment(

@@ -15,8 +15,8 @@ from tally.plan import View
 from tally.time import MILLISECOND
 
 FOR_VIEW: Final = "tally-for-view"
-"""A message with this header, the name of a view, counts for that view only: it is the replay of one that this view alone had
-refused (`ingestion.dead_letters`), and the others have counted the original."""
+"""A message with this header counts only where the header says so (`named_in`): it is the replay of one that had been refused
+there (`ingestion.dead_letters`), and others, of this project or another that reads the topic, have counted the original."""
 UNKNOWN_TIME: Final = np.iinfo(np.int64).max
 """A CreateTime that nobody knows: no event is too far ahead of it."""
 
@@ -25,6 +25,16 @@ def create_times(millis: NDArray[np.int64]) -> NDArray[np.int64]:
     """CreateTimes (µs) of Kafka's, which are milliseconds; UNKNOWN_TIME for none (negative), or one that µs cannot hold."""
     known = (millis >= 0) & (millis <= (UNKNOWN_TIME - 1) // MILLISECOND)
     return np.where(known, np.where(known, millis, 0) * MILLISECOND, UNKNOWN_TIME)
+
+
+def for_view(project: str, view: str) -> str:
+    """The value of FOR_VIEW with which a message counts for one view of a project; for all of them where `view` is empty."""
+    return f"{project}/{view}"
+
+
+def named_in(project: str, view: str) -> tuple[str, ...]:
+    """The values of FOR_VIEW with which a message counts for a view. A name alone is that of replays without a project."""
+    return for_view(project, view), for_view(project, ""), view
 
 
 def refusals(

@@ -124,7 +124,7 @@ def _judged(plan: Plan, settings: Settings, topics: Sequence[str], views: Sequen
 
     letters = [
         one
-        for one in read_letters(settings.kafka_config(), topics)
+        for one in read_letters(settings.kafka_config(), topics, plan.project)
         if (not views or one.view in views) and reason in one.reason
     ]
     return judge(plan, letters, open_registry(settings), time.time_ns() // 1000)

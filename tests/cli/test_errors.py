@@ -191,7 +191,7 @@ def test_kafka_not_there_for_dead_letters(monkeypatch: pytest.MonkeyPatch, capfd
     """Only the error speaks: librdkafka's own log, twenty lines a second, does not scroll it away."""
     monkeypatch.setattr(replay, "KAFKA_SECONDS", 1.0)
     with pytest.raises(UnavailableError, match=f"{NOBODY}.*KAFKA_BOOTSTRAP_SERVERS"):
-        replay.read_letters({"bootstrap.servers": NOBODY}, ["rides"])
+        replay.read_letters({"bootstrap.servers": NOBODY}, ["rides"], "taxi")
 
     assert capfd.readouterr() == ("", "")
 

@@ -287,7 +287,7 @@ def test_a_letter_that_is_too_large_goes_without_its_message(topic: Topic) -> No
     assert (found[b"0"].key(), found[b"1"].key()) == (b"key", None)
     assert b"they are at %s[0]@1" % topic.name.encode() in dict(found[b"1"].headers())["tally-reason"]
     assert (summary.consumed, summary.topics[topic.name].dead_lettered) == (3, 3)
-    open_letters = read_letters(topic.config, [topic.name])
+    open_letters = read_letters(topic.config, [topic.name], topic.plan.project)
     assert {judged.state for judged in judge(topic.plan, open_letters, None, 0)} == {"refused"}
 
 

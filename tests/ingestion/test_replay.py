@@ -83,7 +83,7 @@ class World:
 
     def letters(self) -> list[DeadLetter]:
         """What was not replayed."""
-        return read_letters(self.config, [self.source.topic])
+        return read_letters(self.config, [self.source.topic], self.plan.project)
 
     def judged(self, now: int | None = None) -> list[str]:
         """The state of each letter."""
@@ -120,7 +120,7 @@ def test_a_future_event_is_replayed_once_its_time_has_come(world: World) -> None
     assert world.judged(now * 1000 - HOUR) == ["refused", "refused"]
     assert world.judged() == ["ready", "ready"]
 
-    assert Replayer(world.config, "p").send(letters) == 2
+    assert Replayer(world.config, world.plan.project).send(letters) == 2
     second = world.apply()
 
     assert [(c.applied, c.duplicate, c.consumed) for c in second.views.values()] == [(1, 1, 2), (1, 1, 2)]
@@ -128,7 +128,8 @@ def test_a_future_event_is_replayed_once_its_time_has_come(world: World) -> None
     replayed = _messages(world.config, [world.source.topic])[1:]
     place = f"{world.source.topic}[0]@0".encode()
     assert [m.headers() for m in replayed] == [
-        [("trace", b"7"), (REPLAY_OF, place), (FOR_VIEW, name)] for name in (b"by_who", b"by_x")
+        [("trace", b"7"), (REPLAY_OF, place), (FOR_VIEW, f"{world.plan.project}/{name}".encode())]
+        for name in ("by_who", "by_x")
     ]
     assert {(m.key(), m.value()) for m in replayed} == {(b"k\xff", json.dumps(message).encode())}
 
@@ -148,7 +149,7 @@ def test_a_letter_as_large_as_its_topic_takes_is_replayed(world: World) -> None:
     producer.flush()
     world.apply()
 
-    assert Replayer(world.config, "p").send(world.letters()) == 2
+    assert Replayer(world.config, world.plan.project).send(world.letters()) == 2
 
     assert [counts.applied for counts in world.apply().views.values()] == [1, 1]
     assert world.letters() == []
@@ -197,7 +198,7 @@ def test_a_schema_that_is_registered_late(settings: Settings, redis: Redis) -> N
     known[7] = (schema,)
     assert [one.state for one in judge(world.plan, letters, known.get, 10)] == ["ready"]
 
-    Replayer(world.config, "p").send(letters)
+    Replayer(world.config, world.plan.project).send(letters)
 
     assert [c.applied for c in world.apply(writer_schema=known.get).views.values()] == [1, 1]
 
@@ -206,7 +207,7 @@ def test_what_was_sent_can_be_read_at_once(world: World) -> None:
     """Whoever asks as soon as a replay is done finds its messages and its notes, no matter how often."""
     world.send(b"{oops")
     world.apply()
-    letters, replayer = world.letters(), Replayer(world.config, "p")
+    letters, replayer = world.letters(), Replayer(world.config, world.plan.project)
     reader = Consumer({**world.config, "group.id": "reader"})
     places = [TopicPartition(world.source.topic + suffix, 0) for suffix in ("", SUFFIX)]
     for number in range(1, 101):
@@ -229,6 +230,31 @@ def test_of_two_replays_at_once_one_sends(world: World) -> None:
     assert world.letters() == []
     committed = [m for m in _messages(world.config, [world.source.topic]) if m.headers()]
     assert len(committed) == 1
+
+
+@pytest.mark.parametrize("value", [None, b"{oops"], ids=["one view refuses it", "it does not decode"])
+def test_projects_that_share_a_topic(world: World, value: bytes | None) -> None:
+    """Each replays its own letters, at once if they like, and counts its own replays only; views may have the same names."""
+    now = time.time_ns() // 1_000_000
+    early = {"at": to_datetime(now * 1000).isoformat(), "who": "a", "x": 1, "y": 2}
+    other = replace(world, plan=replace(world.plan, project=f"{world.plan.project}-other"))
+    world.send(value or json.dumps(early).encode(), timestamp=now - 3_600_000)
+    both = (world, other)
+    for one in both:
+        one.apply()
+    letters = [one.letters() for one in both]
+    assert [len(found) for found in letters] == ([1, 1] if value else [2, 2])
+    replayers = [Replayer(one.config, one.plan.project) for one in both]
+
+    for one, replayer, found, times in zip(both, replayers, letters, (1, 2), strict=True):
+        assert replayer.send(found) == len(found)
+        assert one.letters() == []
+        summaries = [each.apply() for each in both]
+        mine, theirs = summaries if times == 1 else reversed(summaries)
+        got = [(c.applied, c.refused.total(), c.duplicate) for c in mine.views.values()]
+        assert got == ([(0, 1, 0)] * 2 if value else [(1, 0, 1)] * 2)
+        got = [(c.applied, c.refused.total(), c.duplicate) for c in theirs.views.values()]
+        assert got == ([(0, 0, 1)] * 2 if value else [(0, 0, 2)] * 2)
 
 
 def test_the_command(
