@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from ingestion.offline import high_watermarks
 from ingestion.reading import read_rows
 from ingestion.snowflake import ingest
 from tally.errors import ArgumentError, DataError, NotReadyError, UnavailableError
+from tally.events import FOR_VIEW
 from tally.plan import Field, Plan, Source, View, hashed_view
+from tally.time import from_datetime
 from tests.ingestion import plans
 from tests.views import latest_view
 
@@ -53,7 +56,7 @@ def land(run: Callable[..., Any]) -> Callable[..., None]:
     """Lands messages: (partition, offset, content) as Snowflake's Kafka connector does."""
     run('CREATE TABLE "FLIGHTS_DEPARTURES" (RECORD_METADATA VARIANT, RECORD_CONTENT VARIANT)')
 
-    def insert(*messages: tuple[int, int, Any], topic: str = "flights.departures") -> None:
+    def insert(*messages: tuple[int, int, Any], topic: str = "flights.departures", **more: Any) -> None:
         for partition, offset, content in messages:
             metadata = {
                 "topic": topic,
@@ -61,6 +64,7 @@ def land(run: Callable[..., Any]) -> Callable[..., None]:
                 "offset": offset,
                 "CreateTime": 1000 + offset,
                 "SnowflakeConnectorPushTime": 2000 + offset,
+                **more,
             }
             text = None if content is None else json.dumps(content)
             run('INSERT INTO "FLIGHTS_DEPARTURES" SELECT PARSE_JSON(%s), PARSE_JSON(%s)', (json.dumps(metadata), text))
@@ -120,6 +124,25 @@ def test_only_what_is_new_is_read(land: Any, take: Any, tmp_path: Path) -> None:
     assert take(STREAM, "departures") == Ingested("departures", 0, 0, 0, 1, {0: 2, 1: 7, 2: 0}, whole=False)
     assert offsets(tmp_path) == [(0, 0), (0, 1), (0, 2), (1, 7), (2, 0)]
     assert high_watermarks(STREAM, plans.LANDING, str(tmp_path), 0) == {0: 1, 1: 7}
+
+
+def test_replays_count_where_they_are_for(land: Any, take: Any, tmp_path: Path) -> None:
+    """A view, all views of the project, and a view of any project, as before projects were named; nowhere else."""
+    view = STREAM.views[0]
+    ours = [f"{STREAM.project}/{view.name}", f"{STREAM.project}/", view.name]
+    others = [f"other/{view.name}", "other/", f"{STREAM.project}/other", "other"]
+    for offset, value in enumerate([*ours, *others]):
+        land(
+            (0, offset, departure(offset)),
+            headers={FOR_VIEW: value},
+            CreateTime=from_datetime(datetime.now(UTC)) // 1000,
+        )
+    take(STREAM, "departures")
+
+    rows = read_rows(STREAM, view, str(tmp_path))
+
+    assert sorted(rows.columns["flight"].to_list()) == [0, 1, 2]
+    assert rows.refused == {}
 
 
 def test_duplicates_fall_away(land: Any, take: Any, tmp_path: Path) -> None:
