@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.dataset as ds  # type: ignore[import-untyped, unused-ignore]
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from ingestion.arrow import INSTANT
@@ -23,7 +23,6 @@ _THREADS: Final = 4
 # delta-rs blocks a thread of its runtime while it waits for a batch, and what makes the batch may read and write tables too.
 # The runtime, made when the first table is used, has a thread for each core: on a machine with one core that would be for ever.
 os.environ.setdefault("TOKIO_WORKER_THREADS", str(max(_THREADS, os.cpu_count() or 1)))
-_WRITER: Final = "tally-ingest"
 UNREADABLE: Final = (DeltaError, OSError, pa.ArrowException)
 """What is raised where the files of a table are away or damaged."""
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -182,7 +181,6 @@ def write_table(
             raise
 
     uri = table_uri(offline_uri, name)
-    run = -1 if table is None else table.transaction_version(_WRITER)
     replaced = overwrite and table is not None
     try:
         write_deltalake(
@@ -192,7 +190,7 @@ def write_table(
             schema_mode="overwrite" if replaced else None,
             commit_properties=CommitProperties(
                 custom_metadata=metadata,
-                app_transactions=[Transaction(_WRITER, 0 if run is None else run + 1)],
+                max_commit_retries=0,  # a second try would lay rows beside those of another creation, or of an OPTIMIZE
             ),
         )
     except Exception as error:
@@ -202,8 +200,8 @@ def write_table(
             raise
         if isinstance(error, CommitFailedError):
             raise UnavailableError(
-                f"Offline table {name} was written by another extraction at the same time, so this one changed nothing; "
-                f"run again: tally ingest {name}"
+                f"Offline table {name} was written by another extraction, or an OPTIMIZE, at the same time, so this one changed "
+                "nothing; run tally ingest again."
             ) from error
         raise UnavailableError(
             f"The offline table {uri} cannot be written ({told(error)}); check TALLY_OFFLINE_URI, and room and rights there."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -260,8 +261,28 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     one, other = open_table(uri, "t"), open_table(uri, "t")
 
     assert write(one) == 1
-    with pytest.raises(UnavailableError, match="by another extraction at the same time"):
+    with pytest.raises(UnavailableError, match=r"by another extraction, .* at the same time"):
         write(other)
+
+
+def test_another_writer_meanwhile(tmp_path: Path) -> None:
+    """Of two that make one table one fails, and so does one that replaces rows which an OPTIMIZE moves: nothing is there twice."""
+    uri = str(tmp_path)
+    table = pa.table({"x": [1]})
+
+    def write(opened: Any, batches: Any, *, overwrite: bool = False) -> int:
+        return write_table(uri, "t", opened, table.schema, batches, overwrite=overwrite, metadata={})
+
+    def while_another(works: Callable[[], Any]) -> Iterator[Any]:
+        yield from table.to_batches()
+        works()
+
+    with pytest.raises(UnavailableError, match="at the same time"):
+        write(None, while_another(lambda: write(None, table.to_batches())))
+    write(open_table(uri, "t"), table.to_batches())
+    with pytest.raises(UnavailableError, match="at the same time"):
+        write(open_table(uri, "t"), while_another(DeltaTable(f"{uri}/t").optimize.compact), overwrite=True)
+    assert DeltaTable(f"{uri}/t").to_pyarrow_table().num_rows == 2
 
 
 def test_raw_rows_between_two_instants(tmp_path: Path) -> None:
