@@ -1,8 +1,8 @@
 """Ten million served values beside the training set, while messages come twice, out of order and late, and workers are killed.
 
 Two workers of one group write three windowed views. Over and over, many keys are looked up in the midst of it, and every
-answer is kept with its evidence. At the end the topic is read once more, as it was kept, into an offline store, and the
-training set of the same keys and instants is built from the evidence (`visibility="as_served"`): the same bits, or not.
+answer goes to a log of served rows. At the end the topic is read once more, as it was kept, into an offline store, and the
+log is audited: each row built again from its evidence, the same bits or not.
 """
 
 from __future__ import annotations
@@ -10,36 +10,34 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
-from numpy.typing import NDArray
 from redis import Redis
 
 from benchmarks.definitions import KEY, MESSAGE
-from benchmarks.measure import Report, Result, Target
+from benchmarks.measure import DifferentAnswersError, Report, Result, Target
 from benchmarks.stream import DEADLINE, PARTITIONS, START, create, message, plan_of_topic, serve
 from infra.local import embedded
 from infra.settings import Settings
-from ingestion.arrow import INSTANT, from_column
+from ingestion.arrow import INSTANT, from_column, from_columns
 from ingestion.delta import write_table
 from ingestion.messages import decode
 from ingestion.offline import IDENTITY, Extracted, source_hash
 from ingestion.worker import run as run_worker
-from serving_client import FeatureClient
-from tally.columns import Column, column, concatenate, differing
+from serving_client import FeatureClient, ParquetSink, ServedLog
+from tally.columns import column, differing
 from tally.errors import UnavailableError
 from tally.plan import Plan
-from tally.served import EVIDENCE_COLUMN
 from tally.time import MINUTE
 from training import training_set
+from training.auditing import audit_log
 
 TOPIC: Final = "parity"
 KEYS: Final = 4_000
@@ -63,25 +61,21 @@ def run(*, quick: bool) -> Report:
     ):
         create(settings, TOPIC)
         plan = plan_of_topic("parity", TOPIC)
-        asked, served, ahead, killed, sent = _serve(settings, redis, plan, lookups)
+        log = Path(home) / "served"
+        filled, ahead, killed, sent = _serve(settings, redis, plan, lookups, log)
         run_worker(plan, None, settings.kafka_config(), redis, until_end=True)
         offline = str(Path(home) / "offline")
         events = _keep_topic(settings, plan, offline)
-        values, differ = _compared(plan, offline, asked, served, "as_served")
-        filled = sum(int(found.valid.sum()) for found in served.values())
-        labels = {name: asked[name] for name in (KEY.name, "event_timestamp")}
-        _, by_event_time = _compared(plan, offline, labels, served, "event_time")
-        keys = column(KEY.dtype, np.arange(KEYS))
-        last = np.full(KEYS, START + (lookups + 1) * MINUTE)
-        asked = {KEY.name: keys, "event_timestamp": column("UnixTimestamp", last)}
-        answered = FeatureClient(redis, plan).get({KEY.name: keys.values}, last)
-        at_end, differ_at_end = _compared(plan, offline, asked, dict(answered.columns), "event_time")
+        audited = audit_log(plan, log, offline_uri=offline)
+        left_out = sum(part.left_out.total() for part in audited.parts)
+        at_end, differ_at_end = _at_end(redis, plan, offline, START + (lookups + 1) * MINUTE)
     return Report(
         [
-            Result("parity: values served amid it all, compared", values, None, "values", _TEN_MILLION),
-            Result("parity: of these, differ from the training set", differ, None, "values", _NONE),
-            Result("parity: of these, not null", filled, None, "values", Target("ours", ">=", values / 2)),
-            Result("parity: would differ, had all events been seen when they happened", by_event_time, None, "values"),
+            Result("parity: values served amid it all, compared", audited.values, None, "values", _TEN_MILLION),
+            Result("parity: of these, differ from the training set", audited.differ, None, "values", _NONE),
+            Result("parity: of these, not null", filled, None, "values", Target("ours", ">=", audited.values / 2)),
+            Result("parity: would differ, had all events been seen when they happened", audited.later, None, "values"),
+            Result("parity: rows of the log that could not be compared", left_out, None, "rows", _NONE),
             Result("parity: rows served and flagged as ahead of their instant", ahead, None, "rows", _NONE),
             Result("parity: values of every key at the end, compared", at_end, None, "values"),
             Result("parity: of these, differ from the classical training set", differ_at_end, None, "values", _NONE),
@@ -102,16 +96,18 @@ _NOTES: Final = (
 )
 
 
-def _serve(
-    settings: Settings, redis: Redis, plan: Plan, lookups: int
-) -> tuple[dict[str, Column], dict[str, Column], int, int, int]:
-    """What was asked (with evidence) and answered, rows that were flagged, workers killed, messages sent."""
+def _serve(settings: Settings, redis: Redis, plan: Plan, lookups: int, folder: Path) -> tuple[int, int, int, int]:
+    """Serve, and log in `folder`. How many values were not null, rows were flagged, workers were killed, messages sent.
+
+    Raises DifferentAnswersError where the log does not have all that was served.
+    """
     rng = np.random.default_rng(5)
     messages = _messages(rng, lookups)
     producer = Producer(settings.kafka_config() | {"linger.ms": 5, "enable.idempotence": True})
-    client = FeatureClient(redis, plan)
-    asked, answers, killed, sent = [], [], 0, 0
+    filled = ahead = killed = sent = 0
     with ExitStack() as stack:
+        log = stack.enter_context(ServedLog(ParquetSink(folder)))
+        client = FeatureClient(redis, plan, log=log)
         workers = [_worker(stack, settings, plan) for _ in range(2)]
         for number, chunk in enumerate(messages):
             began = time.monotonic()
@@ -123,14 +119,8 @@ def _serve(
                 _wait_for_work(producer, redis)
             keys = rng.permutation(KEYS)[:LOOKED_UP]
             answer = client.get({KEY.name: keys}, START + (number + 1) * MINUTE)
-            asked.append(
-                {
-                    KEY.name: column(KEY.dtype, keys),
-                    "event_timestamp": column("UnixTimestamp", answer.as_of),
-                    EVIDENCE_COLUMN: column("String", answer.evidence_json()),
-                }
-            )
-            answers.append(answer)
+            filled += sum(int(found.valid.sum()) for found in answer.columns.values())
+            ahead += int(answer.ahead.sum())
             if number % KILL_EVERY == KILL_EVERY - 1:
                 victim = workers.pop(0)
                 victim.kill()
@@ -140,13 +130,9 @@ def _serve(
             time.sleep(max(0.0, began + PACE - time.monotonic()))
         if producer.flush(DEADLINE):
             raise UnavailableError("The embedded Kafka did not take the benchmark's messages; see its log.")
-    return (
-        {name: concatenate([one[name] for one in asked]) for name in asked[0]},
-        {name: concatenate([one.columns[name] for one in answers]) for name in answers[0].names},
-        sum(int(one.ahead.sum()) for one in answers),
-        killed,
-        sent,
-    )
+    if log.dropped or log.lost:
+        raise DifferentAnswersError(f"the log lacks {log.dropped + log.lost} of the rows that were served")
+    return filled, ahead, killed, sent
 
 
 def _wait_for_work(producer: Producer, redis: Redis) -> None:
@@ -240,11 +226,11 @@ def _read(settings: Settings) -> tuple[list[bytes | None], list[int], list[int]]
     return values, partitions, offsets
 
 
-def _compared(
-    plan: Plan, offline: str, asked: Mapping[str, Column], served: Mapping[str, Column], visibility: Any
-) -> tuple[int, int]:
-    """(how many values, how many of them differ) between what was served and the training set of the same labels."""
-    labels = pa.table({name: from_column(values) for name, values in asked.items()})
-    built = training_set(plan, labels, service="all", offline_uri=offline, visibility=visibility)
-    differs: list[NDArray[np.bool_]] = [differing(served[name], built.columns[name]) for name in served]
+def _at_end(redis: Redis, plan: Plan, offline: str, as_of: int) -> tuple[int, int]:
+    """(how many values, how many of them differ) of all keys between a lookup and the classical training set."""
+    keys = np.arange(KEYS)
+    answered = FeatureClient(redis, plan).get({KEY.name: keys}, as_of)
+    asked = {KEY.name: column(KEY.dtype, keys), "event_timestamp": column("UnixTimestamp", answered.as_of)}
+    built = training_set(plan, from_columns(asked), service="all", offline_uri=offline)
+    differs = [differing(answered.columns[name], built.columns[name]) for name in answered.names]
     return sum(map(len, differs)), sum(int(one.sum()) for one in differs)
