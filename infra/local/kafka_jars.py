@@ -59,9 +59,7 @@ def resolve(lib: Path) -> None:
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (
-            not wanted.exists()
-        ):  # another process may have fetched them, and have a broker that loads its classes from there
+        if not wanted.exists():  # else another process has fetched them, and its broker loads classes from there
             _fetch(maven, lib)
 
 
