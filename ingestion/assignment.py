@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
+
+from confluent_kafka.admin import TopicDescription
 
 from ingestion.kafka import GroupConsumer
 from ingestion.patience import Patience
@@ -96,7 +99,7 @@ class Assignment:
         ours = {place for place in places if place in self.next}
         if not ours:
             return
-        self.check_ids()
+        self.check_ids(self._consumer.ask_ids())
         starts = self._starts(ours)
         self._consumer.unassign(starts)  # librdkafka has stopped to fetch them, so seeking is not possible
         self._consumer.assign(starts)
@@ -112,14 +115,15 @@ class Assignment:
                 targets[place] = high
         return targets
 
-    def check_ids(self) -> None:
-        """Raises NotReadyError when a topic is not the one that Redis was filled from."""
+    def check_ids(self, asked: Mapping[str, Future[TopicDescription]]) -> None:
+        """Raises NotReadyError when a topic, by what was `asked` of Kafka, is not the one that Redis was filled from."""
         try:
-            ids = self._consumer.ids(self._consumer.ask_ids())
+            ids = self._consumer.ids(asked)
         except UnavailableError as error:
             log.debug("the topics could not be looked at: %s", error)  # the worker looks again every few seconds
         else:
             self._patience.outlast(partial(self._progress.check_ids, ids))
+            self._patience.answered()
 
     def _starts(self, places: Collection[Place]) -> dict[Place, int]:
         """Where to read each place, by what Redis has; every view's progress is there at least from now on."""

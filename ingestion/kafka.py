@@ -230,31 +230,27 @@ class GroupConsumer:
         """All that is there now."""
         return _told_apart(self._consumer.consume(MAX_BATCH, 0))
 
-    def ends(self, errors: Sequence[Message]) -> dict[Place, int]:
-        """The ends of partitions among what came beside messages. Raises UnavailableError for errors that do not pass."""
+    def told(self, errors: Sequence[Message]) -> tuple[dict[Place, int], set[Place]]:
+        """What came beside messages: the ends of partitions, and the partitions without the offset that we would read next.
+
+        Raises UnavailableError for errors that do not pass.
+        """
         ends: dict[Place, int] = {}
+        out_of_range: set[Place] = set()
         for message, error in zip(errors, map(Message.error, errors), strict=True):
             if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                 # Beyond the last message there may be markers of transactions, which nobody reads.
                 ends[message.topic(), message.partition()] = message.offset()
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-                continue  # see `out_of_range`
+                log.warning("%s[%d] cannot be read on (%s)", message.topic(), message.partition(), error.str())
+                out_of_range.add((message.topic(), message.partition()))
             elif error.code() == KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
                 log.warning("Kafka gave our partitions to others while Redis was away; joining the group again")
             elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 log.warning("Kafka: %s; waiting for the topic", error.str())
             elif not error.retriable():
                 raise self._unavailable(KafkaException(error))
-        return ends
-
-    def out_of_range(self, errors: Sequence[Message]) -> set[Place]:
-        """The partitions among what came beside messages that do not hold the offset that we would read next."""
-        found = set()
-        for message, error in zip(errors, map(Message.error, errors), strict=True):
-            if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-                log.warning("%s[%d] cannot be read on (%s)", message.topic(), message.partition(), error.str())
-                found.add((message.topic(), message.partition()))
-        return found
+        return ends, out_of_range
 
     # Errors
 

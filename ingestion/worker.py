@@ -32,7 +32,7 @@ from ingestion.redis_calls import ReplacedError
 from ingestion.report import KAFKA, REGISTRY, Place, Progress, State, Summary, TopicCounts
 from ingestion.stream import Counts
 from ingestion.worker_progress import WorkerProgress
-from tally.errors import DefinitionError, UnavailableError
+from tally.errors import DefinitionError
 from tally.plan import Plan, View
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class _Worker:
                 self._kafka_patience.answered()
                 self._patience.outlast(self._progress.meet, (RefusedError,))
                 self._patience.answered()
-            self._assignment.check_ids()
+            self._assignment.check_ids(self._consumer.ask_ids())
             targets = self._assignment.ends(partitions) if until_end else None
             given = self._assignment
             self._consumer.subscribe(given.on_assign, given.on_revoke, given.on_lost)
@@ -223,14 +223,11 @@ class _Worker:
                 self._asked, self._asked_at = self._consumer.ask_ids(), now
         elif all(answer.done() for answer in self._asked.values()):
             asked, self._asked = self._asked, None
-            try:
-                self._progress.check_ids(self._consumer.ids(asked))
-            except UnavailableError as error:
-                log.debug("the topics could not be looked at: %s", error)  # they are in a few seconds
+            self._assignment.check_ids(asked)
 
     def _batch(self, by_topic: Mapping[str, Sequence[Message]], errors: Sequence[Message]) -> None:
         next_of = self._assignment.next
-        ends = self._consumer.ends(errors)
+        ends, out_of_range = self._consumer.told(errors)
         count = sum(map(len, by_topic.values()))
         self._intake.is_behind = is_behind(sum(self._consumer.lag(next_of).values()), count)
         for topic, messages in by_topic.items():
@@ -241,7 +238,7 @@ class _Worker:
             if next_of.get(place, offset) < offset:
                 next_of[place] = offset
                 self._progress.advance({place: offset})
-        self._assignment.look_again(self._consumer.out_of_range(errors))
+        self._assignment.look_again(out_of_range)
         if count and self._on_batch:
             self._state.lag = self._consumer.lag(next_of)
             _, created = next(iter(by_topic.values()))[0].timestamp()
