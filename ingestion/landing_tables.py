@@ -153,10 +153,11 @@ class LandingTable(Extraction):
             return None
         there = np.concatenate(pieces)
         missing = np.setdiff1d(there, self._offsets_here(partition))
-        if not len(missing):
-            return None
-        first, last = int(missing[0]), int(missing[-1])
-        return _Late(missing, first, last, int(((there >= first) & (there <= last)).sum()))
+        first, last = (int(missing[0]), int(missing[-1])) if len(missing) else (0, -1)
+        read = (there >= first) & (there <= last)
+        others = there[~read]  # of those that are read, `_batches` counts the duplicates
+        self.duplicates += len(others) - len(np.unique(others))
+        return _Late(missing, first, last, int(read.sum())) if len(missing) else None
 
     def _offsets_here(self, partition: int) -> NDArray[np.int64]:
         assert self.table is not None

@@ -146,14 +146,20 @@ def test_replays_count_where_they_are_for(land: Any, take: Any, tmp_path: Path) 
 
 
 def test_duplicates_fall_away(land: Any, take: Any, tmp_path: Path) -> None:
-    """An event that landed twice is one row, in one extract and across runs."""
-    land((0, 0, departure()), (0, 0, departure()), (0, 1, departure()))
+    """An event that landed twice is one row, in one extract and across runs, and counted where the partition is looked at."""
+    land((0, 0, departure()), (0, 0, departure()), (0, 3, departure()))
     assert take(STREAM, "departures").duplicates == 1
-    land((0, 1, departure()), (0, 2, departure()), (0, 2, departure()))
-    take(STREAM, "departures")
+    land((0, 3, departure()), (0, 4, departure()), (0, 4, departure()))
+    assert take(STREAM, "departures").duplicates == 3
+    assert offsets(tmp_path) == [(0, 0), (0, 3), (0, 4)]
+    assert take(STREAM, "departures").duplicates == 0
+    land((0, 1, departure()), (0, 1, departure()))
+    assert take(STREAM, "departures").duplicates == 4
+    land((0, 1, departure()))
+    again = take(STREAM, "departures")
 
-    assert offsets(tmp_path) == [(0, 0), (0, 1), (0, 2)]
-    assert take(STREAM, "departures").rows == 0
+    assert (again.rows, again.duplicates) == (0, 5)
+    assert offsets(tmp_path) == [(0, 0), (0, 1), (0, 3), (0, 4)]
 
 
 def test_an_older_offset_that_lands_late_is_not_lost(land: Any, take: Any, tmp_path: Path) -> None:
