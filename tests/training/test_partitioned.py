@@ -148,7 +148,9 @@ def test_an_entity_that_does_not_fit_is_refused(offline_uri: str, monkeypatch: p
     """What cannot be divided by key is joined alone while there is room, and refused beyond, with what it needs."""
     monkeypatch.setattr(partitioned, "FIXED", 0)
     monkeypatch.setattr(build, "memory_limit", lambda _: 10_000)
-    with pytest.raises(DataError, match=r"one entity has [1-9]\d* rows and [1-9]\d* labels, .* give memory=0\.0GB or more"):
+    with pytest.raises(
+        DataError, match=r"one entity has [1-9]\d* rows and [1-9]\d* labels, .* give memory=0\.0GB or more"
+    ):
         _spilled(labels_frame(), offline_uri, budget=1_000)
 
 
