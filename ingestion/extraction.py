@@ -73,7 +73,8 @@ class Extraction:
         """A large result as tables of at most `SLICE` rows, its columns as `fields`."""
         with self._asking() as cursor:
             cursor.execute(sql, tuple(values))
-            for batch in cursor.fetch_arrow_batches():
+            # Else a nanosecond in the year 1 or 9999 would overflow: Snowflake's times have nine digits unless told otherwise.
+            for batch in cursor.fetch_arrow_batches(force_microsecond_precision=True):
                 for start in range(0, batch.num_rows, SLICE):
                     piece = batch.slice(start, SLICE).combine_chunks()
                     arrays = [

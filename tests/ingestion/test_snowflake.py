@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import snowflake.connector
 from deltalake import DeltaTable
+from snowflake.connector.arrow_context import ArrowConverterContext
+from snowflake.connector.nanoarrow_arrow_iterator import PyArrowTableIterator
 
 from infra.local import embedded
 from infra.settings import Settings
 from ingestion import delta, extraction, offline
-from ingestion.extraction import Ingested, quoted
+from ingestion.extraction import Extraction, Ingested, quoted
 from ingestion.offline import high_watermarks
 from ingestion.reading import read_rows
 from ingestion.snowflake import ingest
@@ -512,6 +515,47 @@ def test_the_end_of_time(weather: Any, take: Any, tmp_path: Path) -> None:
     assert take(WEATHER, "weather").rows == 2
     assert take(WEATHER, "weather").rows == 0
     assert origins(tmp_path) == ["A", "B"]
+
+
+class Nanoseconds:
+    """A connection, and its cursor, whose result is what Snowflake sends for times of nine digits; the emulator knows six."""
+
+    def __init__(self, times: Sequence[tuple[int, int]]) -> None:
+        """`times` are (second since 1970, nanosecond)."""
+        seconds, nanoseconds = zip(*times, strict=True)
+        column = pa.StructArray.from_arrays(
+            [pa.array(seconds, pa.int64()), pa.array(nanoseconds, pa.int32())], ["epoch", "fraction"]
+        )
+        described = {"logicalType": "TIMESTAMP_NTZ", "precision": "38", "scale": "9", "charLength": "0"}
+        schema = pa.schema([pa.field("at", column.type, metadata=described)])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema) as stream:
+            stream.write_table(pa.Table.from_arrays([column], schema=schema))
+        self._sent = sink.getvalue().to_pybytes()
+
+    def cursor(self) -> AbstractContextManager[Nanoseconds]:
+        """Itself."""
+        return nullcontext(self)
+
+    def execute(self, sql: str, values: Sequence[Any]) -> None:
+        """Any query has the one result."""
+
+    def fetch_arrow_batches(self, **options: Any) -> Iterator[pa.Table]:
+        """The result, as the connector's own code makes it of what was sent."""
+        force = options["force_microsecond_precision"]
+        context = ArrowConverterContext({"TIMEZONE": "UTC"})
+        yield from PyArrowTableIterator(None, self._sent, context, False, False, True, False, force)
+
+
+def test_nanoseconds_of_any_year(tmp_path: Path) -> None:
+    """They are floored, in the year 1 and at the end of 9999, too, where they overflow 64 bits."""
+    times = [(253_402_300_799, 999_999_999), (-62_135_596_800, 1), (-1, 1), (0, 999)]
+    extraction = Extraction(
+        Nanoseconds(times), WEATHER, plans.BATCH, str(tmp_path), None, None, lambda _source, _done, _total: None
+    )
+    (piece,) = extraction.slices("", (), [Field("at", "UnixTimestamp")])
+
+    assert piece.column("at").cast(pa.int64()).to_pylist() == [s * 1_000_000 + ns // 1000 for s, ns in times]
 
 
 def test_numbers_with_a_scale_become_the_nearest_float(run: Any, take: Any, tmp_path: Path) -> None:
