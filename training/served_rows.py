@@ -63,7 +63,7 @@ def served_rows(log: Path) -> list[ServedRows]:
             if missing:
                 raise DataError(
                     f"{path} has no column {missing[0]}, so it is not a log of served rows; "
-                    "give files that a ParquetSink wrote, or the same rows from its topic."
+                    "give the folder that a ParquetSink writes to."
                 )
             whose = file.read(columns=list(_WHOSE)).group_by(list(_WHOSE)).aggregate([([], "count_all")])
         for row in whose.to_pylist():
