@@ -20,6 +20,7 @@ EXTRAS: Final = {
     "deltalake": "ingestion",
     "distributed": "training",
     "fakesnow": "local",
+    "jinja2": "training",
     "pandas": "training",
     "pyarrow": "ingestion",
     "pydantic_settings": "ingestion",
