@@ -96,6 +96,13 @@ class GroupConsumer:
 
     def close(self) -> None:
         """Leave the group."""
+        if self.is_subscribed:
+            # A partition that the group takes back while a consumer is being closed keeps it waiting for ever (librdkafka's issue
+            # 4884), so all of them are given back before.
+            self._consumer.unsubscribe()
+            give_up = time.monotonic() + KAFKA_SECONDS
+            while self._consumer.assignment() and time.monotonic() < give_up:
+                self._consumer.poll(POLL_SECONDS)
         self._consumer.close()
         del self._admin  # ends its threads
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupState, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, ConsumerGroupState, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from redis import Redis
 
 from infra.local import embedded
 from ingestion import kafka, redis_store
+from ingestion.kafka import GroupConsumer
 from ingestion.progress import advance_progress, progress
-from ingestion.report import Progress, Summary
+from ingestion.report import Place, Progress, State, Summary
 from ingestion.worker import _Worker, run, stream_views
 from tally.errors import DefinitionError, NotReadyError, UnavailableError
 from tally.plan import Field, Plan, View, hashed_view
@@ -432,3 +433,28 @@ def test_only_stream_views_can_be_asked_for() -> None:
         stream_views(plan, ["weather_now"])
     with pytest.raises(NotReadyError, match="no feature view 'other'"):
         stream_views(plan, ["other"])
+
+
+def test_partitions_are_given_back_before_the_consumer_is_closed(topic: Topic) -> None:
+    """While they are, it can still be asked: librdkafka may wait for ever for what is given back after that."""
+    consumer = GroupConsumer(
+        topic.config, f"{topic.name}-leaves", {topic.name: [topic.view]}, threading.Event(), State()
+    )
+    given: set[Place] = set()
+    asked_at_the_end: dict[Place, int] = {}
+
+    def take(places: Collection[Place]) -> None:
+        given.update(places)
+        consumer.assign(dict.fromkeys(places, 0))
+
+    def give_back(places: Collection[Place]) -> None:
+        asked_at_the_end.update(consumer.committed(places))
+        consumer.unassign(places)
+
+    consumer.subscribe(take, give_back, give_back)
+    give_up = time.monotonic() + DEADLINE_S
+    while len(given) < 2:
+        assert time.monotonic() < give_up, "the group gave no partitions"
+        consumer.received()
+    consumer.close()
+    assert asked_at_the_end == dict.fromkeys(given, OFFSET_INVALID)
