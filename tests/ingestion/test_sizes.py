@@ -52,6 +52,11 @@ def test_keys_are_as_long_as_feasts() -> None:
     )
 
 
+def about(one: float, other: Any) -> bool:
+    """Whether two keys take as much memory: an allocator gives one of them up to 16 bytes that were too few to be left over."""
+    return abs(one - other) <= 16
+
+
 def test_sizes(redis: Redis) -> None:
     """Entities are counted and measured by view; nothing but our keys is left behind; other keys do not count."""
     for place in ("JFK", "LGA"):
@@ -68,12 +73,12 @@ def test_sizes(redis: Redis) -> None:
     assert set(redis.keys()) == before
     assert set(found) == {"planes", "delays"}
     assert [(size.entities, size.estimated) for size in (found["planes"], found["delays"])] == [(2, False), (1, False)]
-    assert found["planes"].ours == redis.memory_usage(world.key_of(PLANES, {"place": "JFK"}), samples=0)
+    assert about(found["planes"].ours, redis.memory_usage(world.key_of(PLANES, {"place": "JFK"}), samples=0))
     values = [fields[f.name] for f in PLANES.fields]
     held = feast_hash(PLANES, 5_000_000, values)
     name = b"k" * feast_key_length(PROJECT, PLANES, world.key_of(PLANES, {"place": "JFK"}))
     redis.hset(name, mapping=dict(held))  # type: ignore[arg-type]
     redis.expire(name, 60)
-    assert found["planes"].feast == redis.memory_usage(name, samples=0)
+    assert about(found["planes"].feast, redis.memory_usage(name, samples=0))
     assert len(held) == 1 + len(PLANES.fields)
     assert all(len(field) == struct.calcsize("<I") for field in list(held)[1:])
