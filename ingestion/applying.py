@@ -134,7 +134,8 @@ def _only_for(messages: Sequence[Message]) -> dict[int, str]:
 def _apply_to(reader: Reader, batch: _Batch, only_for: Mapping[int, str]) -> tuple[Counts, dict[int, str]]:
     """Apply a batch to one view: (what became of each message, the reasons for those that it refuses)."""
     name = reader.view.name
-    others = [row for row, views in only_for.items() if views not in reader.named_in]
+    ours = reader.named_in
+    others = [row for row, views in only_for.items() if views not in ours]
     if others:
         # Replays of what other views had refused, or other projects: this one has counted the originals, or refused them itself.
         kept = np.setdiff1d(np.arange(len(batch.partition)), others)

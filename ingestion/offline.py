@@ -65,9 +65,9 @@ class Extracted:
     @staticmethod
     def from_metadata(text: str) -> Extracted:
         """From the text that `to_metadata` made."""
-        document = json.loads(text)
+        document = {"sums": {}, **json.loads(text)}  # earlier versions kept no sums
         offsets, landed, sums = (
-            {int(k): v for k, v in document.get(name, {}).items()} for name in ("offsets", "landed", "sums")
+            {int(k): v for k, v in document[name].items()} for name in ("offsets", "landed", "sums")
         )
         return Extracted(document["schema_hash"], offsets, landed, document["instant"], sums)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tally_cli.errors import FAILED, UsageError
-from tally_cli.output import bars, say, table
-from tally_cli.repository import DEFAULT_REPO, OfflineVersion, Repo, open_plan, version_of
+from tally_cli.errors import FAILED
+from tally_cli.output import bars, say, table, versions
+from tally_cli.repository import DEFAULT_REPO, OfflineVersion, Repo, open_plan, require_place, version_of
 
 if TYPE_CHECKING:
     from training.audit_results import ServiceAudit
@@ -51,8 +51,8 @@ def audit(
     tally audit served/ --html audit.html
     """
     open_plan(repo)
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"There is no folder {html.parent} for the report; make it, or choose another --html.")
+    if html is not None:
+        require_place(html, "the report", "--html")
 
     from training import audit as audited
 
@@ -87,7 +87,7 @@ def _lines(part: ServiceAudit) -> Iterator[str]:
     if part.audited:
         yield f"  served      as of {instant(part.first)} to {instant(part.last)} UTC"
     if part.versions:
-        yield f"  read        {', '.join(f'{name} version {number}' for name, number in part.versions.items())}"
+        yield f"  read        {versions(part.versions)}"
     for why, rows in part.left_out.items():
         yield f"  left out    {rows:,} of {part.rows:,} rows: {why}"
     answered = part.values + part.flagged.total()

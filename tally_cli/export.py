@@ -13,8 +13,8 @@ import typer
 from rich.filesize import decimal
 
 from tally_cli.errors import UsageError
-from tally_cli.output import bars, counts, say
-from tally_cli.repository import DEFAULT_REPO, OfflineVersion, Repo, open_plan, version_of
+from tally_cli.output import bars, counts, say, versions
+from tally_cli.repository import DEFAULT_REPO, OfflineVersion, Repo, open_plan, require_place, version_of
 
 if TYPE_CHECKING:
     from training import TrainingSet
@@ -109,8 +109,7 @@ def export(
         twice = [name for name, value in given.items() if value is not None]
         if twice:
             raise UsageError(f"--from-manifest already says what {twice[0]} is; leave {twice[0]} out.")
-    if not out.parent.is_dir():
-        raise UsageError(f"There is no folder {out.parent} for the training set; make it, or choose another --out.")
+    require_place(out, "the training set", "--out")
 
     from training import build_training_set, rebuild_training_set
     from training.manifest import Manifest
@@ -148,7 +147,7 @@ def _summary(dataset: TrainingSet, written: dict[str, Any]) -> Iterator[tuple[st
     made = dataset.manifest
     by = " by the labels' evidence" if made["evidence"] else ""
     yield "definition", f"{made['service']} {dataset.definition[:8]}, visibility {made['visibility']}{by}"
-    yield "read", ", ".join(f"{name} version {number}" for name, number in made["offline_versions"].items())
+    yield "read", versions(made["offline_versions"])
     empty = [name for name, nulls in written["nulls"].items() if nulls and nulls == len(dataset)]
     if empty:
         more = f" and {len(empty) - _NULLS_SHOWN} more" if len(empty) > _NULLS_SHOWN else ""

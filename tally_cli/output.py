@@ -80,6 +80,11 @@ def bars(names: Iterable[str]) -> Iterator[Callable[[str, int, int | None], None
         yield move
 
 
+def versions(of_tables: Mapping[str, int]) -> str:
+    """Offline tables and the version of each: `weather version 3, flights version 1`."""
+    return ", ".join(f"{name} version {number}" for name, number in of_tables.items())
+
+
 def counts(refused: Mapping[str, int]) -> str:
     """Reasons and how often each: `3 x no key, 1 x not JSON`."""
     return ", ".join(f"{count:,} x {reason}" for reason, count in sorted(refused.items()))

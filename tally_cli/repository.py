@@ -52,6 +52,12 @@ def require_folder(repo: Path) -> None:
         raise UsageError(f"There is no feature repository at {repo}; name its folder with --repo DIR.")
 
 
+def require_place(path: Path, what: str, option: str) -> None:
+    """Raise UsageError where the folder of `path`, at which `what` is to be written, is not there."""
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent} for {what}; make it, or choose another {option}.")
+
+
 def settings_with(repo: Path, *parts: str) -> Settings:
     """The environment's settings, with an address for each of `parts` ("redis", "kafka", "snowflake")."""
     from infra import local

@@ -91,7 +91,7 @@ class Questions:
         seen = None
         if evidence is not None and self.mode == "as_served":
             use = self.service.views[position]
-            kind = "fences" if self.plan.view(use.view).kind == "window" else "version"
+            kind = evidence_kind(self.plan.view(use.view))
             numbers = range(len(evidence)) if first is None else first
             seen = [_seen(use, kind, text, row) for text, row in zip(evidence, numbers, strict=True)]
         return Ask(list(keys), as_of, self.features[position], self.mode, seen)
@@ -109,6 +109,11 @@ class Questions:
             outputs = functions.run(call.function, inputs, call.definition.outputs, count)
             columns.update({name: outputs[output] for output, name in used.features})
         return {field.name: columns[field.name] for field in self.service.outputs}
+
+
+def evidence_kind(view: View) -> str:
+    """Under which name evidence has what was read of a view (`tally.served.EVIDENCE_COLUMN`)."""
+    return "fences" if view.kind == "window" else "version"
 
 
 def _seen(use: ViewUse, kind: str, text: str, row: int) -> Seen:

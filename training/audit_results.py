@@ -61,7 +61,7 @@ class ServiceAudit:
     service: str
     definition: str
     rows: int
-    features: list[FeatureAudit]
+    features: list[FeatureAudit] = field(default_factory=list)
     audited: int = 0
     first: int = 0
     last: int = 0

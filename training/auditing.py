@@ -22,8 +22,9 @@ from tally.time import HOUR
 from training.audit_results import FLAGGED, KEPT, Audit, Difference, FeatureAudit, ServiceAudit
 from training.build import OfflineVersion
 from training.engine import Progress
-from training.replay import Mask, Replay
+from training.replay import Replay
 from training.served_rows import ServedRows, documents, rows_with, served_rows
+from training.visibility import Mask
 
 _VALUES_AT_ONCE: Final = 1 << 23
 
@@ -74,26 +75,20 @@ def audit_log(
     parts: list[ServiceAudit] = []
     for served in found:
         defined = next((one for one in plan.services if one.name == served.service), None)
-        part = ServiceAudit(
-            served.service, served.definition, served.rows, [] if defined is None else _features(defined)
-        )
+        part = ServiceAudit(served.service, served.definition, served.rows)
         parts.append(part)
         if defined is None:
             part.left_out[f"the plan has no service {served.service}"] = served.rows
         elif defined.hash != served.definition:
-            part.features = []
             part.left_out[f"served under another definition than the plan's, {defined.hash[:8]}"] = served.rows
         else:
             replay = Replay(plan, defined, offline_uri, offline_version, memory, client)
+            part.features = [FeatureAudit(output.name, output.dtype) for output in defined.outputs]
             part.versions = replay.versions
             _audit(part, served, replay, progress, sum(one.rows for one in parts[:-1]), total)
         if progress is not None:
             progress(sum(one.rows for one in parts), total)
     return Audit(Path(log), parts)
-
-
-def _features(service: Service) -> list[FeatureAudit]:
-    return [FeatureAudit(output.name, output.dtype) for output in service.outputs]
 
 
 def _audit(

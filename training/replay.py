@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from ingestion.offline import high_watermarks
 from tally.columns import Column
 from tally.errors import DataError
 from tally.plan import Plan, Service
 from tally.served import instant_column
+from training.asks import evidence_kind
 from training.build import OfflineVersion, offline_versions, training_set
 from training.engine import pinned_versions
 from training.join import Mode
+from training.visibility import Mask
 from training.why import UNEXPLAINED, Evidence, OfflineEvidence
-
-Mask = NDArray[np.bool_]
 
 
 class Replay:
@@ -43,7 +41,7 @@ class Replay:
             view = plan.view(use.view)
             source = plan.source(view.source)
             landed = high_watermarks(plan, source, offline_uri, self.versions[source.name]) if source.topic else None
-            self._uses.append((use.name, "fences" if view.kind == "window" else "version", source.name, landed))
+            self._uses.append((use.name, evidence_kind(view), source.name, landed))
 
     def left_out(self, evidence: Sequence[Evidence]) -> list[str]:
         """For each row why it cannot be replayed: it had read more than there is. Empty where it can.

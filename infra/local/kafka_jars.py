@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from infra.local.errors import LocalServiceError
+from infra.local.lock import locked
 
 _POM = Path(__file__).with_name("pom.xml")
 _OLDEST_JAVA = 17
@@ -49,16 +49,7 @@ def resolve(lib: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise NoApacheKafkaError("there is no mvn on PATH to fetch its jars: install Maven")
-    try:
-        lib.parent.mkdir(parents=True, exist_ok=True)
-        lock = (lib.parent / "jars.lock").open("w")
-    except OSError as error:
-        raise LocalServiceError(
-            f"The jars of Kafka cannot be kept in {lib} ({error.strerror}): make that folder writable, or name another with "
-            "TALLY_KAFKA_LIB."
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(lib.parent / "jars.lock", f"The jars of Kafka cannot be kept in {lib}", "TALLY_KAFKA_LIB"):
         if not wanted.exists():  # else another process has fetched them, and its broker loads classes from there
             _fetch(maven, lib)
 

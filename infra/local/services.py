@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from infra.local.errors import LocalServiceError
+from infra.local.lock import locked
 from infra.local.parts import PARTS, checked, is_set, raise_first, start_all
 from infra.local.process import is_running, spawn_detached, stop
 from infra.local.service import Service
@@ -132,19 +132,9 @@ def _status(settings: Settings, part: str, service: Service | None) -> PartStatu
     return PartStatus(part, "running" if PARTS[part].answers(service) else "silent", service)
 
 
-@contextmanager
-def _locked(settings: Settings) -> Iterator[None]:
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-        handle = (settings.home / "services.lock").open("w")
-    except OSError as error:
-        raise LocalServiceError(
-            f"Embedded services cannot keep their state in {settings.home} ({error.strerror}); make that folder writable, or "
-            "name another with TALLY_HOME."
-        ) from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _locked(settings: Settings) -> AbstractContextManager[None]:
+    home = settings.home
+    return locked(home / "services.lock", f"Embedded services cannot keep their state in {home}", "TALLY_HOME")
 
 
 def _record(settings: Settings) -> Path:
